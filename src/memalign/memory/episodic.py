@@ -1,0 +1,174 @@
+"""Episodic memory: the experts' verdicts, version by version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from memalign.memory.revisions import holds_at, now
+from memalign.records import Episode, Feedback, Item, canonical, content_hash
+from memalign.rendering import item_text
+from memalign.stores import schema
+
+_TABLE = schema.feedback
+_CHUNK = 500
+"""Ids in one query: below every database's limit of parameters."""
+
+Change = Literal["new", "changed", "unchanged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A version of a feedback record with its place in the database."""
+
+    row: int
+    version: int
+    feedback: Feedback
+    judged: Any
+    stored_at: str
+    since: int | None
+    distilled: int | None
+    content_hash: str
+
+
+def text_hash(item: Item) -> str:
+    """The digest of the text by which an item is found again."""
+    return content_hash(item_text(item))
+
+
+def record(connection: Connection, judge_id: int, feedback: Feedback, *, judged: Any = None) -> Change:
+    """Store a record durably, waiting for its first commit; an unchanged one is left alone."""
+    newest = _newest(connection, judge_id, feedback.id)
+    if newest is not None and newest.until is None and _feedback(newest).says_the_same_as(feedback):
+        return "unchanged"
+    if newest is not None and newest.since is None:  # never committed: nothing can refer to it
+        connection.execute(_TABLE.delete().where(_TABLE.c.row == newest.row))
+    connection.execute(
+        insert(_TABLE).values(
+            judge_id=judge_id,
+            id=feedback.id,
+            version=1 if newest is None else newest.version + 1,
+            item_id=feedback.item.id,
+            inputs=canonical(feedback.inputs),
+            outputs=canonical(feedback.outputs),
+            expectations=canonical(feedback.expectations),
+            value=canonical(feedback.value),
+            rationale=feedback.rationale,
+            annotator=feedback.annotator,
+            source=feedback.source,
+            created_at=feedback.created_at.isoformat(),
+            stored_at=now(),
+            judged=None if judged is None else canonical(judged),
+            content_hash=text_hash(feedback.item),
+        )
+    )
+    return "new" if newest is None or newest.until is not None else "changed"
+
+
+def waiting(connection: Connection, judge_id: int) -> list[Stored]:
+    """What memory has not fully learned: the newest versions that are uncommitted or not distilled, oldest first."""
+    found = connection.execute(
+        select(_TABLE)
+        .where(_TABLE.c.judge_id == judge_id, _TABLE.c.until.is_(None), (_TABLE.c.since.is_(None)) | (_TABLE.c.distilled.is_(None)))
+        .order_by(_TABLE.c.row)
+    ).all()
+    newest = {row.id: row for row in found}  # a changed record waits beside the version that it will replace
+    return [_stored(row) for row in newest.values()]
+
+
+def live(connection: Connection, judge_id: int, revision: int) -> list[Stored]:
+    """All records that hold in a revision, oldest first."""
+    found = connection.execute(select(_TABLE).where(_TABLE.c.judge_id == judge_id, holds_at(_TABLE, revision)).order_by(_TABLE.c.row))
+    return [_stored(row) for row in found]
+
+
+def of_items(connection: Connection, judge_id: int, revision: int, item_ids: Sequence[str]) -> list[Stored]:
+    """The records on some items that hold in a revision, oldest first."""
+    if not item_ids:
+        return []
+    condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.item_id.in_(item_ids) & holds_at(_TABLE, revision)
+    return [_stored(row) for row in connection.execute(select(_TABLE).where(condition).order_by(_TABLE.c.row))]
+
+
+def live_rows(connection: Connection, judge_id: int, ids: Iterable[str]) -> dict[str, int]:
+    """Id -> row of the committed version that holds now."""
+    wanted, found = list(ids), {}
+    for start in range(0, len(wanted), _CHUNK):
+        condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.id.in_(wanted[start : start + _CHUNK])
+        rows = connection.execute(select(_TABLE.c.id, _TABLE.c.row).where(condition, _TABLE.c.until.is_(None), _TABLE.c.since.is_not(None)))
+        found.update({row.id: row.row for row in rows})
+    return found
+
+
+def admit(connection: Connection, rows: Sequence[int], revision: int) -> None:
+    """Let waiting versions into memory from a revision on."""
+    _set(connection, rows, since=revision)
+
+
+def retract(connection: Connection, rows: Sequence[int], revision: int) -> None:
+    """Take versions out of memory from a revision on."""
+    _set(connection, rows, until=revision)
+
+
+def mark_distilled(connection: Connection, rows: Sequence[int], revision: int | None) -> None:
+    """Say in which revision semantic memory learned from versions; None sends them to distillation again."""
+    _set(connection, rows, distilled=revision)
+
+
+def drop_waiting(connection: Connection, judge_id: int, ids: Sequence[str]) -> int:
+    """Delete versions that were recorded but never committed; gives their number."""
+    condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.id.in_(ids) & _TABLE.c.since.is_(None)
+    return connection.execute(_TABLE.delete().where(condition)).rowcount
+
+
+def undistilled(connection: Connection, rows: Sequence[int]) -> set[int]:
+    """Which of some versions still wait for distillation and were not retracted meanwhile."""
+    condition = _TABLE.c.row.in_(rows) & _TABLE.c.distilled.is_(None) & _TABLE.c.until.is_(None)
+    return set(connection.execute(select(_TABLE.c.row).where(condition)).scalars())
+
+
+def episode(stored: Stored) -> Episode:
+    """The public record."""
+    return Episode(feedback=stored.feedback, judged=stored.judged, stored_at=datetime.fromisoformat(stored.stored_at))
+
+
+def _set(connection: Connection, rows: Sequence[int], **values: int | None) -> None:
+    for start in range(0, len(rows), _CHUNK):
+        connection.execute(update(_TABLE).where(_TABLE.c.row.in_(rows[start : start + _CHUNK])).values(values))
+
+
+def _newest(connection: Connection, judge_id: int, feedback_id: str) -> Row[Any] | None:
+    condition = (_TABLE.c.judge_id == judge_id) & (_TABLE.c.id == feedback_id)
+    return connection.execute(select(_TABLE).where(condition).order_by(_TABLE.c.version.desc()).limit(1)).first()
+
+
+def _feedback(row: Row[Any]) -> Feedback:
+    return Feedback(
+        id=row.id,
+        inputs=json.loads(row.inputs),
+        outputs=json.loads(row.outputs),
+        expectations=json.loads(row.expectations),
+        value=json.loads(row.value),
+        rationale=row.rationale,
+        annotator=row.annotator,
+        source=row.source,
+        created_at=datetime.fromisoformat(row.created_at),
+    )
+
+
+def _stored(row: Row[Any]) -> Stored:
+    return Stored(
+        row=row.row,
+        version=row.version,
+        feedback=_feedback(row),
+        judged=None if row.judged is None else json.loads(row.judged),
+        stored_at=row.stored_at,
+        since=row.since,
+        distilled=row.distilled,
+        content_hash=row.content_hash,
+    )

@@ -1,0 +1,92 @@
+"""What was said and what it cost: the verdict log and the call ledger."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select
+
+from memalign.memory.revisions import now
+from memalign.records import Usage, Verdict, canonical
+from memalign.stores import schema
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One model call for the ledger; no prompt text."""
+
+    purpose: str
+    model: str
+    usage: Usage
+    cost_usd: float | None
+    seconds: float
+    error: str | None = None
+
+
+def log_calls(connection: Connection, judge_id: int, calls: Sequence[Call]) -> None:
+    """Append to the ledger."""
+    rows = [
+        {
+            "judge_id": judge_id,
+            "at": now(),
+            "purpose": call.purpose,
+            "model": call.model,
+            "calls": call.usage.calls,
+            "prompt_tokens": call.usage.prompt_tokens,
+            "cached_tokens": call.usage.cached_tokens,
+            "completion_tokens": call.usage.completion_tokens,
+            "embedded_texts": call.usage.embedded_texts,
+            "cost_usd": call.cost_usd,
+            "seconds": call.seconds,
+            "error": call.error,
+        }
+        for call in calls
+    ]
+    if rows:
+        connection.execute(insert(schema.ledger), rows)
+
+
+def log_verdict(connection: Connection, judge_id: int, item_id: str, verdict: Verdict) -> None:
+    """Append to the verdict log."""
+    connection.execute(
+        insert(schema.verdict).values(
+            judge_id=judge_id,
+            at=now(),
+            item_id=item_id,
+            value=canonical(verdict.value),
+            rationale=verdict.rationale,
+            confidence=verdict.confidence,
+            revision=verdict.revision,
+            guideline_ids=json.dumps(verdict.guideline_ids),
+            episode_ids=json.dumps(verdict.episode_ids),
+        )
+    )
+
+
+def last_verdict(connection: Connection, judge_id: int, item_id: str) -> Any:
+    """The value last given to an item, or None."""
+    table = schema.verdict
+    stored: str | None = connection.execute(
+        select(table.c.value).where(table.c.judge_id == judge_id, table.c.item_id == item_id).order_by(table.c.row.desc()).limit(1)
+    ).scalar()
+    return None if stored is None else json.loads(stored)
+
+
+def spent(connection: Connection, judge_id: int) -> tuple[Usage, float | None, float]:
+    """Usage, cost in US dollars (None when a price is unknown) and seconds of all calls so far."""
+    table = schema.ledger
+    sums = [func.coalesce(func.sum(column), 0) for column in _COUNTED]
+    row = connection.execute(
+        select(*sums, func.sum(table.c.cost_usd), func.count(table.c.cost_usd), func.count(), func.coalesce(func.sum(table.c.seconds), 0.0)).where(
+            table.c.judge_id == judge_id
+        )
+    ).one()
+    usage = Usage(**{column.name: int(value) for column, value in zip(_COUNTED, row, strict=False)})
+    cost, priced, total, seconds = row[len(_COUNTED) :]
+    return usage, (float(cost or 0.0) if priced == total else None), float(seconds)
+
+
+_COUNTED = [schema.ledger.c[name] for name in ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "embedded_texts")]

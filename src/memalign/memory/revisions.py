@@ -1,0 +1,81 @@
+"""Revisions: the number that every change of memory raises, and who changed what when."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Table, func, insert, or_, select
+
+from memalign.stores import schema
+
+
+def now() -> str:
+    """This instant, as stored: ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What the experts' own labels decided about judging; null fields mean: nothing was decided, defaults hold."""
+
+    threshold: float | None = None
+    """Boolean scale: the least probability of yes that is read as yes."""
+    cases: int | None = None
+    """How many similar cases a judgement is shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revision:
+    """One change of memory."""
+
+    number: int
+    at: str
+    actor: str
+    verb: str
+    counts: Mapping[str, int]
+
+
+def holds_at(table: Table, revision: int) -> ColumnElement[bool]:
+    """The condition that a version of a row holds in a revision."""
+    return (table.c.since <= revision) & or_(table.c.until.is_(None), table.c.until > revision)
+
+
+def current(connection: Connection, judge_id: int) -> int:
+    """The newest revision of a judge's memory; 0 when nothing was ever stored."""
+    number: int | None = connection.execute(
+        select(func.max(schema.revision.c.number)).where(schema.revision.c.judge_id == judge_id)
+    ).scalar()
+    return number or 0
+
+
+def decision_at(connection: Connection, judge_id: int, revision: int) -> Decision:
+    """The decision in force in a revision."""
+    table = schema.revision
+    stored: str | None = connection.execute(
+        select(table.c.decision)
+        .where(table.c.judge_id == judge_id, table.c.number <= revision, table.c.decision.is_not(None))
+        .order_by(table.c.number.desc())
+        .limit(1)
+    ).scalar()
+    return Decision(**json.loads(stored)) if stored else Decision()
+
+
+def commit(
+    connection: Connection, judge_id: int, number: int, *, verb: str, actor: str, counts: Mapping[str, int], decision: Decision | None = None
+) -> None:
+    """Write the row that makes a revision real; part of the caller's transaction."""
+    values: dict[str, Any] = {"judge_id": judge_id, "number": number, "at": now(), "actor": actor, "verb": verb, "counts": json.dumps(counts)}
+    if decision is not None:
+        values["decision"] = json.dumps(asdict(decision))
+    connection.execute(insert(schema.revision).values(values))
+
+
+def history(connection: Connection, judge_id: int) -> list[Revision]:
+    """All revisions, oldest first."""
+    table = schema.revision
+    found = connection.execute(select(table).where(table.c.judge_id == judge_id).order_by(table.c.number))
+    return [Revision(number=row.number, at=row.at, actor=row.actor, verb=row.verb, counts=json.loads(row.counts)) for row in found]

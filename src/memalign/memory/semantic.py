@@ -1,0 +1,154 @@
+"""Semantic memory: guidelines, version by version, with the evidence they rest on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from memalign.memory.revisions import holds_at
+from memalign.records import Guideline, GuidelineState
+from memalign.stores import schema
+
+_TABLE = schema.guideline
+
+
+def at(connection: Connection, judge_id: int, revision: int) -> list[Guideline]:
+    """The versions that hold in a revision, whatever their state, oldest guideline first."""
+    rows = connection.execute(
+        select(_TABLE).where(_TABLE.c.judge_id == judge_id, holds_at(_TABLE, revision)).order_by(_TABLE.c.row)
+    ).all()
+    evidence = _evidence(connection, judge_id, revision)
+    return sorted((_guideline(row, evidence[row.row]) for row in rows), key=_age)
+
+
+def add(connection: Connection, judge_id: int, revision: int, *, text: str, scope: str, evidence: Iterable[int], taint: Iterable[int]) -> str:
+    """A new active guideline; gives its id. ``evidence`` and ``taint`` are rows of feedback versions."""
+    count = len(set(connection.execute(select(_TABLE.c.id).where(_TABLE.c.judge_id == judge_id)).scalars()))
+    guideline_id = f"g{count + 1}"
+    _insert(connection, judge_id, revision, (guideline_id, 1), text, scope, "active", False, {row: 1 for row in evidence}, taint)
+    return guideline_id
+
+
+def support(connection: Connection, judge_id: int, revision: int, guideline_id: str, *, evidence: Iterable[int], taint: Iterable[int]) -> None:
+    """A new version of the same text that rests on more evidence."""
+    old = _live(connection, judge_id, guideline_id)
+    signs = _signs(connection, old.row) | {row: 1 for row in evidence}
+    tainted = set(connection.execute(select(schema.taint.c.feedback_row).where(schema.taint.c.guideline_row == old.row)).scalars())
+    _replace(connection, judge_id, revision, old, old.state, signs, tainted | set(taint))
+
+
+def without(connection: Connection, judge_id: int, revision: int, rows: Sequence[int], *, renew: bool) -> tuple[list[str], set[int]]:
+    """Take retracted feedback out of the evidence.
+
+    A guideline left without live evidence retires. One that still has some keeps its text; with ``renew`` it retires too, because its text
+    may rest on what was withdrawn, and the evidence that remains is to be distilled again. Pinned guidelines stay. Gives the ids that
+    retired and the rows that are to be distilled again.
+    """
+    gone, retired, again = set(rows), list[str](), set[int]()
+    link = schema.evidence
+    touched = connection.execute(
+        select(_TABLE)
+        .join(link, link.c.guideline_row == _TABLE.c.row)
+        .where(_TABLE.c.judge_id == judge_id, _TABLE.c.until.is_(None), link.c.feedback_row.in_(gone), _TABLE.c.state != "retired")
+        .distinct()
+    ).all()
+    for old in touched:
+        signs = {row: sign for row, sign in _signs(connection, old.row).items() if row not in gone}
+        tainted = set(connection.execute(select(schema.taint.c.feedback_row).where(schema.taint.c.guideline_row == old.row)).scalars())
+        supported = any(sign > 0 for sign in signs.values())
+        state: GuidelineState = old.state if old.pinned or (supported and not renew) else "retired"
+        if state == "retired":
+            retired.append(old.id)
+            again |= {row for row, sign in signs.items() if sign > 0}
+        _replace(connection, judge_id, revision, old, state, signs, tainted)
+    return retired, again
+
+
+def normalised(text: str) -> str:
+    """The text by which two guidelines count as the same: case, white space and end punctuation folded."""
+    return " ".join(text.casefold().split()).rstrip(".!;, ")
+
+
+def _replace(
+    connection: Connection, judge_id: int, revision: int, old: Row[Any], state: GuidelineState, signs: dict[int, int], taint: Iterable[int]
+) -> None:
+    if old.since == revision:  # made in this very transaction: no reader has seen it
+        connection.execute(schema.evidence.delete().where(schema.evidence.c.guideline_row == old.row))
+        connection.execute(schema.taint.delete().where(schema.taint.c.guideline_row == old.row))
+        connection.execute(update(_TABLE).where(_TABLE.c.row == old.row).values(state=state))
+        _link(connection, old.row, signs, taint)
+        return
+    connection.execute(update(_TABLE).where(_TABLE.c.row == old.row).values(until=revision))
+    _insert(connection, judge_id, revision, (old.id, old.version + 1), old.text, old.scope, state, old.pinned, signs, taint)
+
+
+def _insert(
+    connection: Connection,
+    judge_id: int,
+    revision: int,
+    key: tuple[str, int],
+    text: str,
+    scope: str,
+    state: GuidelineState,
+    pinned: bool,
+    signs: dict[int, int],
+    taint: Iterable[int],
+) -> None:
+    values = {"judge_id": judge_id, "id": key[0], "version": key[1], "text": text, "scope": scope, "state": state, "pinned": pinned}
+    inserted = connection.execute(insert(_TABLE).values(values | {"since": revision}).returning(_TABLE.c.row)).scalar_one()
+    _link(connection, inserted, signs, taint)
+
+
+def _link(connection: Connection, guideline_row: int, signs: dict[int, int], taint: Iterable[int]) -> None:
+    evidence = [{"guideline_row": guideline_row, "feedback_row": row, "sign": sign} for row, sign in signs.items()]
+    tainted = [{"guideline_row": guideline_row, "feedback_row": row} for row in set(taint) | set(signs)]
+    if evidence:
+        connection.execute(insert(schema.evidence), evidence)
+    if tainted:
+        connection.execute(insert(schema.taint), tainted)
+
+
+def _live(connection: Connection, judge_id: int, guideline_id: str) -> Row[Any]:
+    condition = (_TABLE.c.judge_id == judge_id) & (_TABLE.c.id == guideline_id) & _TABLE.c.until.is_(None)
+    return connection.execute(select(_TABLE).where(condition)).one()
+
+
+def _signs(connection: Connection, guideline_row: int) -> dict[int, int]:
+    link = schema.evidence
+    found = connection.execute(select(link.c.feedback_row, link.c.sign).where(link.c.guideline_row == guideline_row))
+    return {row.feedback_row: row.sign for row in found}
+
+
+def _evidence(connection: Connection, judge_id: int, revision: int) -> dict[int, list[tuple[int, str]]]:
+    link, record = schema.evidence, schema.feedback
+    found = connection.execute(
+        select(link.c.guideline_row, link.c.sign, record.c.id)
+        .join(_TABLE, _TABLE.c.row == link.c.guideline_row)
+        .join(record, record.c.row == link.c.feedback_row)
+        .where(_TABLE.c.judge_id == judge_id, holds_at(_TABLE, revision))
+        .order_by(link.c.feedback_row)
+    )
+    by_guideline: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
+    for row in found:
+        by_guideline[row.guideline_row].append((row.sign, row.id))
+    return by_guideline
+
+
+def _guideline(row: Row[Any], evidence: list[tuple[int, str]]) -> Guideline:
+    return Guideline(
+        id=row.id,
+        version=row.version,
+        text=row.text,
+        scope=row.scope,
+        state=row.state,
+        pinned=row.pinned,
+        evidence_for=tuple(dict.fromkeys(feedback for sign, feedback in evidence if sign > 0)),
+        evidence_against=tuple(dict.fromkeys(feedback for sign, feedback in evidence if sign < 0)),
+    )
+
+
+def _age(guideline: Guideline) -> int:
+    return int(guideline.id[1:])

@@ -1,0 +1,59 @@
+"""Vectors in the database: bound to embedder and content, so that equal text is embedded once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sqlalchemy import Connection, insert, select
+
+from memalign.memory.revisions import holds_at
+from memalign.stores import schema
+
+if TYPE_CHECKING:
+    from memalign.embedders import Vectors
+
+_TABLE = schema.vector
+_CHUNK = 500
+
+
+def known(connection: Connection, embedder: str, hashes: Sequence[str]) -> dict[str, Vectors]:
+    """Content hash -> vector, for those that are stored."""
+    found: dict[str, Vectors] = {}
+    for start in range(0, len(hashes), _CHUNK):
+        condition = (_TABLE.c.embedder == embedder) & _TABLE.c.content_hash.in_(hashes[start : start + _CHUNK])
+        for row in connection.execute(select(_TABLE.c.content_hash, _TABLE.c.data).where(condition)):
+            found[row.content_hash] = np.frombuffer(row.data, dtype="<f4")
+    return found
+
+
+def store(connection: Connection, embedder: str, vectors: Mapping[str, Vectors]) -> None:
+    """Store vectors by content hash; one that another process stored meanwhile stays as it is."""
+    new = set(vectors) - set(known(connection, embedder, list(vectors)))
+    rows = [
+        {"embedder": embedder, "content_hash": key, "dimension": len(vectors[key]), "data": vectors[key].astype("<f4").tobytes()}
+        for key in sorted(new)
+    ]
+    if rows:
+        connection.execute(insert(_TABLE), rows)
+
+
+def of_memory(connection: Connection, judge_id: int, embedder: str, *, after: int, until: int) -> list[tuple[str, bytes]]:
+    """Item id and vector bytes of the records that entered memory after one revision and hold in another."""
+    record = schema.feedback
+    found = connection.execute(
+        select(record.c.item_id, _TABLE.c.data)
+        .join(_TABLE, (_TABLE.c.content_hash == record.c.content_hash) & (_TABLE.c.embedder == embedder))
+        .where(record.c.judge_id == judge_id, record.c.since > after, holds_at(record, until))
+        .order_by(record.c.row)
+    )
+    return [(row.item_id, row.data) for row in found]
+
+
+def left_memory(connection: Connection, judge_id: int, *, after: int, until: int) -> list[str]:
+    """Item ids that some record left between two revisions and that no record holds any more."""
+    record = schema.feedback
+    left = select(record.c.item_id).where(record.c.judge_id == judge_id, record.c.until > after, record.c.until <= until)
+    held = select(record.c.item_id).where(record.c.judge_id == judge_id, holds_at(record, until))
+    return list(connection.execute(left.except_(held)).scalars())

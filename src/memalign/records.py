@@ -1,0 +1,164 @@
+"""The frozen, plain records that travel between the parts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from memalign.errors import BadRecord
+
+
+GuidelineState = Literal["candidate", "active", "quarantined", "superseded", "retired"]
+
+
+def canonical(value: Any) -> str:
+    """One text per JSON value: keys sorted, no white space. Raises BadRecord for what is not JSON."""
+    try:
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadRecord(f"not a JSON value ({error})") from error
+
+
+def content_hash(*parts: Any) -> str:
+    """A 128-bit hexadecimal digest of JSON values."""
+    return hashlib.blake2b("\x1f".join(canonical(part) for part in parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """What is judged. Each field is any JSON value."""
+
+    inputs: Any = None
+    outputs: Any = None
+    expectations: Any = None
+
+    @property
+    def id(self) -> str:
+        """The digest of the content: equal items have equal ids."""
+        return content_hash(self.inputs, self.outputs, self.expectations)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """An expert's verdict on an item, with the reason in natural words.
+
+    Without an ``id`` one is made from item and annotator, so a second verdict of the same expert on the same item replaces the first, and
+    verdicts of several experts stand side by side.
+    """
+
+    inputs: Any = None
+    outputs: Any = None
+    expectations: Any = None
+    value: Any
+    """The verdict, a value of the judge's scale."""
+    rationale: str = ""
+    """Why; may be empty (the label still teaches)."""
+    annotator: str = ""
+    id: str = ""
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    source: str = ""
+    """Where it came from, e.g. a file name or a ticket."""
+
+    def __post_init__(self) -> None:
+        for name in ("rationale", "annotator", "id", "source"):
+            if not isinstance(getattr(self, name), str):
+                raise BadRecord(f"must be text, not {type(getattr(self, name)).__name__}", field=name)
+        if self.value is None:
+            raise BadRecord("is missing", field="value")
+        if self.inputs is None and self.outputs is None:
+            raise BadRecord("inputs and outputs are both missing", field="outputs")
+        if self.created_at.tzinfo is None:
+            object.__setattr__(self, "created_at", self.created_at.replace(tzinfo=UTC))
+        if not self.id:
+            object.__setattr__(self, "id", content_hash(self.item.id, self.annotator))
+
+    @property
+    def item(self) -> Item:
+        """What was judged."""
+        return Item(inputs=self.inputs, outputs=self.outputs, expectations=self.expectations)
+
+    def says_the_same_as(self, other: Feedback) -> bool:
+        """Whether nothing that teaches differs (time and source do not teach)."""
+        return self.item == other.item and self.value == other.value and type(self.value) is type(other.value) and self.rationale == other.rationale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guideline:
+    """A principle distilled from the experts' reasons."""
+
+    id: str
+    version: int
+    text: str
+    """"When <scope>, <what to decide>, because <why>."""
+    scope: str = ""
+    state: GuidelineState = "active"
+    pinned: bool = False
+    evidence_for: tuple[str, ...] = ()
+    """Ids of the feedback it rests on."""
+    evidence_against: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """A feedback record held in episodic memory."""
+
+    feedback: Feedback
+    judged: Any = None
+    """The judge's own last verdict before the expert spoke, if it is known."""
+    stored_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What model calls consumed. ``cached_tokens`` are the part of ``prompt_tokens`` served from a prefix cache."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    embedded_texts: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Usage)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the judge says of an item, and on what it rests."""
+
+    value: Any
+    rationale: str = ""
+    confidence: float | None = None
+    """Probability of ``value`` among the scale's labels, where the model tells; else None."""
+    guideline_ids: tuple[str, ...] = ()
+    episode_ids: tuple[str, ...] = ()
+    """Ids of the feedback records shown, most similar last."""
+    revision: int = 0
+    """The revision of memory under which it was given."""
+    usage: Usage = Usage()
+    cost_usd: float | None = None
+    """None when the model's price is unknown."""
+    seconds: float = 0.0
+    probabilities: Mapping[str, float] | None = None
+    """Probability of each label before the fitted threshold, where the model tells."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """What a batch returns in place of a verdict: data, never silently a verdict."""
+
+    error: str
+    retryable: bool
+    attempts: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)

@@ -1,0 +1,42 @@
+"""How items become text: for prompts and for embedding. Pure functions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from memalign.records import Item
+
+
+def value_text(value: Any) -> str:
+    """A JSON value for a reader: text as it is, an object as ``key: value`` lines, the rest as JSON."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {value_text(part) if isinstance(part, str) else _json(part)}" for key, part in value.items())
+    return _json(value)
+
+
+def item_text(item: Item) -> str:
+    """An item for a reader: inputs, then outputs, then expectations, each under its name unless it is an object."""
+    parts = [_part(item.inputs, "input"), _part(item.outputs, "output"), _part(item.expectations, "expected")]
+    return "\n".join(part for part in parts if part)
+
+
+def trimmed(text: str, limit: int) -> str:
+    """At most ``limit`` characters of a text; what is left out in the middle is marked with its size."""
+    if len(text) <= limit:
+        return text
+    head, tail = limit * 2 // 3, limit // 3
+    return f"{text[:head].rstrip()} [... {len(text) - head - tail} characters left out ...] {text[len(text) - tail :].lstrip()}"
+
+
+def _part(value: Any, name: str) -> str:
+    if value is None:
+        return ""
+    text = value_text(value)
+    return text if isinstance(value, dict) else f"{name}: {text}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

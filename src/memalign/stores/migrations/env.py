@@ -1,0 +1,9 @@
+"""Run by Alembic on the connection that the store hands over; each migration commits with its own record."""
+
+from alembic import context
+
+from memalign.stores.schema import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, transactional_ddl=True)
+with context.begin_transaction():
+    context.run_migrations()

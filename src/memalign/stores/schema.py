@@ -1,0 +1,147 @@
+"""The tables. Rows of memory carry the interval of revisions in which they hold, so that any revision can be read, and none is half there."""
+
+from __future__ import annotations
+
+from sqlalchemy import Boolean, Column, Float, ForeignKey, ForeignKeyConstraint, Index, Integer, LargeBinary, MetaData, String, Table, Text
+
+metadata = MetaData()
+
+judge = Table(
+    "judge",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(200), nullable=False, unique=True),
+    Column("settings", Text, nullable=False),  # JSON: instructions, scale, models, k ...
+    Column("created_at", String(40), nullable=False),
+)
+
+
+def _judge_id() -> Column[int]:
+    return Column("judge_id", Integer, ForeignKey("judge.id", ondelete="CASCADE"), nullable=False)
+
+
+# One row a change of memory. `decision` (JSON) is what the experts' labels decided about judging: threshold, cases shown.
+revision = Table(
+    "revision",
+    metadata,
+    Column("judge_id", Integer, ForeignKey("judge.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("at", String(40), nullable=False),
+    Column("actor", String(200), nullable=False),
+    Column("verb", String(20), nullable=False),
+    Column("counts", Text, nullable=False),
+    Column("decision", Text),
+)
+
+# A version of a record is in episodic memory in revisions since <= r < until. `since` is null while it waits for its first commit,
+# `distilled` is null while semantic memory has not learned from it.
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("row", Integer, primary_key=True),
+    _judge_id(),
+    Column("id", String(200), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("item_id", String(32), nullable=False),
+    Column("inputs", Text, nullable=False),
+    Column("outputs", Text, nullable=False),
+    Column("expectations", Text, nullable=False),
+    Column("value", Text, nullable=False),
+    Column("rationale", Text, nullable=False),
+    Column("annotator", String(200), nullable=False),
+    Column("source", Text, nullable=False),
+    Column("created_at", String(40), nullable=False),
+    Column("stored_at", String(40), nullable=False),
+    Column("judged", Text),
+    Column("content_hash", String(32), nullable=False),
+    Column("since", Integer),
+    Column("until", Integer),
+    Column("distilled", Integer),
+    Index("feedback_version", "judge_id", "id", "version", unique=True),
+    Index("feedback_item", "judge_id", "item_id"),
+    Index("feedback_since", "judge_id", "since"),
+    Index("feedback_until", "judge_id", "until"),
+    Index("feedback_hash", "content_hash"),
+)
+
+# Equal text is embedded once per embedder, whatever refers to it by its hash.
+vector = Table(
+    "vector",
+    metadata,
+    Column("embedder", String(200), primary_key=True),
+    Column("content_hash", String(32), primary_key=True),
+    Column("dimension", Integer, nullable=False),
+    Column("data", LargeBinary, nullable=False),  # little-endian float32
+    sqlite_with_rowid=False,
+)
+
+# A version is immutable but for `until`; a change of state is a new version.
+guideline = Table(
+    "guideline",
+    metadata,
+    Column("row", Integer, primary_key=True),
+    _judge_id(),
+    Column("id", String(40), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("pinned", Boolean, nullable=False, default=False),
+    Column("since", Integer, nullable=False),
+    Column("until", Integer),
+    Index("guideline_version", "judge_id", "id", "version", unique=True),
+)
+
+
+def _link(name: str, *columns: Column[int]) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("guideline_row", Integer, primary_key=True),
+        Column("feedback_row", Integer, primary_key=True),
+        *columns,
+        ForeignKeyConstraint(["guideline_row"], ["guideline.row"], ondelete="CASCADE"),
+        ForeignKeyConstraint(["feedback_row"], ["feedback.row"], ondelete="CASCADE"),
+        Index(f"{name}_feedback", "feedback_row"),
+        sqlite_with_rowid=False,
+    )
+
+
+evidence = _link("evidence", Column("sign", Integer, nullable=False))  # +1 for, -1 against
+taint = _link("taint")  # all records that stood in the prompt which produced the version
+
+# Every model call that memory or judging paid for; no prompt text.
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("row", Integer, primary_key=True),
+    _judge_id(),
+    Column("at", String(40), nullable=False),
+    Column("purpose", String(20), nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("calls", Integer, nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("cached_tokens", Integer, nullable=False),
+    Column("completion_tokens", Integer, nullable=False),
+    Column("embedded_texts", Integer, nullable=False),
+    Column("cost_usd", Float),
+    Column("seconds", Float, nullable=False),
+    Column("error", Text),
+    Index("ledger_judge", "judge_id", "at"),
+)
+
+verdict = Table(
+    "verdict",
+    metadata,
+    Column("row", Integer, primary_key=True),
+    _judge_id(),
+    Column("at", String(40), nullable=False),
+    Column("item_id", String(32), nullable=False),
+    Column("value", Text, nullable=False),
+    Column("rationale", Text, nullable=False),
+    Column("confidence", Float),
+    Column("revision", Integer, nullable=False),
+    Column("guideline_ids", Text, nullable=False),
+    Column("episode_ids", Text, nullable=False),
+    Index("verdict_item", "judge_id", "item_id"),
+)
