@@ -213,7 +213,7 @@ def length_baseline(items: Sequence[HasOutputs], values: Sequence[Any]) -> float
 
 def short(number: float, *, digits: int = 2) -> str:
     """Write a number as ".75", "1.00" or "-.12"."""
-    text = f"{number + 0.0:.{digits}f}"
+    text = f"{round(number, digits) + 0.0:.{digits}f}"  # + 0.0: never "-.00"
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 

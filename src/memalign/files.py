@@ -86,7 +86,7 @@ def iter_feedback(
         if isinstance(record, RowProblem):
             yield record
             continue
-        digest = content_hash(record.item.id, record.value, record.rationale)
+        digest = content_hash([record.inputs, record.outputs, record.expectations, record.value, record.rationale])
         first, known = seen.setdefault(record.id, (number, digest))
         if first == number:
             yield record
@@ -158,7 +158,7 @@ def _cleaned(row: Row, cells_are_text: bool, max_field_bytes: int) -> Row:
     if cells_are_text:
         row = {name: None if cell == "" else _json_or_text(cell) if name in _CONTENT else cell for name, cell in row.items()}
     for name, cell in row.items():
-        if name == "created_at" and isinstance(cell, date):
+        if cell is None or isinstance(cell, bool | int) or (name == "created_at" and isinstance(cell, date)):
             continue
         try:
             text = cell if isinstance(cell, str) else canonical(cell)

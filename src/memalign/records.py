@@ -12,13 +12,15 @@ from typing import Any, Literal
 from memalign.errors import BadRecord
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
 GuidelineState = Literal["candidate", "active", "quarantined", "superseded", "retired"]
 
 
 def canonical(value: Any) -> str:
     """One text per JSON value: keys sorted, no white space. Raises BadRecord for what is not JSON."""
     try:
-        return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return _ENCODER.encode(value)
     except (TypeError, ValueError) as error:
         raise BadRecord(f"not a JSON value ({error})") from error
 

@@ -168,9 +168,27 @@ def _json_type(value: Any) -> str:
 
 def _read_csv(stream: IO[bytes], delimiter: str) -> Iterator[tuple[int, Row] | RowProblem]:
     csv.field_size_limit(2**31 - 1)  # the caller has its own limit, with a better message
-    text = TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    with TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        header: list[str] = []
+        for number, cells in _cells(text, delimiter):
+            if isinstance(cells, RowProblem):
+                yield cells
+            elif not header:
+                header = [cell.strip() for cell in cells]
+                if problem := _header_problem(header):
+                    yield problem
+                    return
+            elif len(cells) != len(header):
+                yield RowProblem(number, "", f"has {len(cells)} cells, the header has {len(header)}")
+            elif damaged := [name for name, cell in zip(header, cells, strict=True) if _UNDECODED.search(cell)]:
+                yield RowProblem(number, damaged[0], "is not valid UTF-8")
+            else:
+                yield number, dict(zip(header, cells, strict=True))
+
+
+def _cells(text: IO[str], delimiter: str) -> Iterator[tuple[int, list[str] | RowProblem]]:
+    """Yield the cells of each row that is not blank, with the number of the line on which it starts."""
     table = csv.reader(text, delimiter=delimiter, strict=True)
-    header: list[str] = []
     while True:
         number = table.line_num + 1
         try:
@@ -178,23 +196,10 @@ def _read_csv(stream: IO[bytes], delimiter: str) -> Iterator[tuple[int, Row] | R
         except StopIteration:
             return
         except csv.Error as error:
-            yield RowProblem(number, "", f"is not readable CSV ({error})")
-            continue
-        if not any(cell.strip() for cell in cells):
-            continue
-        if not header:
-            header = [cell.strip() for cell in cells]
-            if problem := _header_problem(header):
-                yield problem
-                return
-            continue
-        damaged = [name for name, cell in zip(header, cells, strict=False) if _UNDECODED.search(cell)]
-        if len(cells) != len(header):
-            yield RowProblem(number, "", f"has {len(cells)} cells, the header has {len(header)}")
-        elif damaged:
-            yield RowProblem(number, damaged[0], "is not valid UTF-8")
+            yield number, RowProblem(number, "", f"is not readable CSV ({error})")
         else:
-            yield number, dict(zip(header, cells, strict=True))
+            if any(cell.strip() for cell in cells):
+                yield number, cells
 
 
 def _header_problem(header: list[str]) -> RowProblem | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -102,7 +102,8 @@ class Scale:
             return f"score:{self.labels[0]}-{self.labels[-1]}"
         if self.kind == "categories":
             plain = not any("," in label for label in self.labels) and not self.labels[0].startswith("[")
-            return f"{'ordered' if self.ordinal else 'categories'}:{','.join(self.labels) if plain else json.dumps(self.labels)}"
+            labels = ",".join(self.labels) if plain else json.dumps(self.labels, ensure_ascii=False)
+            return f"{'ordered' if self.ordinal else 'categories'}:{labels}"
         return "pairwise:no-tie" if self.kind == "pairwise" and "tie" not in self.values else self.kind
 
     @property
@@ -163,7 +164,7 @@ class Scale:
 
         Raises UnreadableReply.
         """
-        for candidate in (text, _unwrapped(text)):
+        for candidate in _unwrapped(text):
             if (value := self._labelled(candidate)) is not None:
                 return value
         raise UnreadableReply(f"the reply {text!r:.60} is not one of: {', '.join(self.labels)}")
@@ -216,12 +217,15 @@ def _split_labels(text: str) -> tuple[str, ...]:
         raise ConfigurationError(f"the labels {text!r:.120} are not a JSON list ({error!s:.80})") from error
 
 
-def _unwrapped(text: str) -> str:
+def _unwrapped(text: str) -> Iterator[str]:
+    """Yield the text with at most one period and one pair of quotes taken off, the least changed first."""
     text = text.strip()
-    bare = text.removesuffix(".").rstrip()
-    if len(bare) > 1 and bare[0] == bare[-1] and bare[0] in _QUOTES:
-        return bare[1:-1] if bare != text else bare[1:-1].strip().removesuffix(".")
-    return bare
+    yield text
+    for bare in (text, text.removesuffix(".").rstrip()):
+        quoted = len(bare) > 1 and bare[0] == bare[-1] and bare[0] in _QUOTES
+        yield bare[1:-1] if quoted else bare
+        if quoted and bare == text:
+            yield bare[1:-1].strip().removesuffix(".")
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from memalign.memory.revisions import holds_at, now
 from memalign.records import Episode, Feedback, Item, canonical, content_hash
@@ -28,6 +28,7 @@ class Stored:
 
     row: int
     version: int
+    item_id: str
     feedback: Feedback
     judged: Any
     stored_at: str
@@ -120,16 +121,33 @@ def mark_distilled(connection: Connection, rows: Sequence[int], revision: int | 
     _set(connection, rows, distilled=revision)
 
 
-def drop_waiting(connection: Connection, judge_id: int, ids: Sequence[str]) -> int:
-    """Delete versions that were recorded but never committed; gives their number."""
+def drop_waiting(connection: Connection, judge_id: int, ids: Sequence[str]) -> set[str]:
+    """Delete versions that were recorded but never committed; gives their ids."""
     condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.id.in_(ids) & _TABLE.c.since.is_(None)
-    return connection.execute(_TABLE.delete().where(condition)).rowcount
+    return set(connection.execute(_TABLE.delete().where(condition).returning(_TABLE.c.id)).scalars())
 
 
 def undistilled(connection: Connection, rows: Sequence[int]) -> set[int]:
     """Which of some versions still wait for distillation and were not retracted meanwhile."""
     condition = _TABLE.c.row.in_(rows) & _TABLE.c.distilled.is_(None) & _TABLE.c.until.is_(None)
     return set(connection.execute(select(_TABLE.c.row).where(condition)).scalars())
+
+
+def contested(connection: Connection, judge_id: int, revision: int) -> list[str]:
+    """Items on which the experts' verdicts differ."""
+    condition = (_TABLE.c.judge_id == judge_id) & holds_at(_TABLE, revision)
+    grouped = select(_TABLE.c.item_id).where(condition).group_by(_TABLE.c.item_id).having(func.count(_TABLE.c.value.distinct()) > 1)
+    return list(connection.execute(grouped.order_by(_TABLE.c.item_id)).scalars())
+
+
+def by_rows(connection: Connection, rows: Sequence[int]) -> list[Stored]:
+    """Versions by their rows, oldest first."""
+    found = [
+        _stored(row)
+        for start in range(0, len(rows), _CHUNK)
+        for row in connection.execute(select(_TABLE).where(_TABLE.c.row.in_(rows[start : start + _CHUNK])))
+    ]
+    return sorted(found, key=lambda stored: stored.row)
 
 
 def episode(stored: Stored) -> Episode:
@@ -165,6 +183,7 @@ def _stored(row: Row[Any]) -> Stored:
     return Stored(
         row=row.row,
         version=row.version,
+        item_id=row.item_id,
         feedback=_feedback(row),
         judged=None if row.judged is None else json.loads(row.judged),
         stored_at=row.stored_at,

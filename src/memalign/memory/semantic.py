@@ -48,14 +48,7 @@ def without(connection: Connection, judge_id: int, revision: int, rows: Sequence
     retired and the rows that are to be distilled again.
     """
     gone, retired, again = set(rows), list[str](), set[int]()
-    link = schema.evidence
-    touched = connection.execute(
-        select(_TABLE)
-        .join(link, link.c.guideline_row == _TABLE.c.row)
-        .where(_TABLE.c.judge_id == judge_id, _TABLE.c.until.is_(None), link.c.feedback_row.in_(gone), _TABLE.c.state != "retired")
-        .distinct()
-    ).all()
-    for old in touched:
+    for old in _resting_on(connection, judge_id, gone):
         signs = {row: sign for row, sign in _signs(connection, old.row).items() if row not in gone}
         tainted = set(connection.execute(select(schema.taint.c.feedback_row).where(schema.taint.c.guideline_row == old.row)).scalars())
         supported = any(sign > 0 for sign in signs.values())
@@ -65,6 +58,13 @@ def without(connection: Connection, judge_id: int, revision: int, rows: Sequence
             again |= {row for row, sign in signs.items() if sign > 0}
         _replace(connection, judge_id, revision, old, state, signs, tainted)
     return retired, again
+
+
+def remaining_evidence(connection: Connection, judge_id: int, rows: Sequence[int]) -> set[int]:
+    """The other evidence of guidelines that rest on some feedback: what would be distilled again if it were withdrawn."""
+    gone = set(rows)
+    touched = [old for old in _resting_on(connection, judge_id, gone) if not old.pinned]
+    return {row for old in touched for row, sign in _signs(connection, old.row).items() if sign > 0} - gone
 
 
 def normalised(text: str) -> str:
@@ -109,6 +109,12 @@ def _link(connection: Connection, guideline_row: int, signs: dict[int, int], tai
         connection.execute(insert(schema.evidence), evidence)
     if tainted:
         connection.execute(insert(schema.taint), tainted)
+
+
+def _resting_on(connection: Connection, judge_id: int, rows: set[int]) -> Sequence[Row[Any]]:
+    link = schema.evidence
+    condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.until.is_(None) & link.c.feedback_row.in_(rows) & (_TABLE.c.state != "retired")
+    return connection.execute(select(_TABLE).join(link, link.c.guideline_row == _TABLE.c.row).where(condition).distinct()).all()
 
 
 def _live(connection: Connection, judge_id: int, guideline_id: str) -> Row[Any]:

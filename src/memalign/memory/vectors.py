@@ -57,3 +57,10 @@ def left_memory(connection: Connection, judge_id: int, *, after: int, until: int
     left = select(record.c.item_id).where(record.c.judge_id == judge_id, record.c.until > after, record.c.until <= until)
     held = select(record.c.item_id).where(record.c.judge_id == judge_id, holds_at(record, until))
     return list(connection.execute(left.except_(held)).scalars())
+
+
+def missing(connection: Connection, judge_id: int, embedder: str, revision: int) -> list[str]:
+    """Content hashes of records that hold in a revision and have no vector of this embedder."""
+    record = schema.feedback
+    held = select(record.c.content_hash).where(record.c.judge_id == judge_id, holds_at(record, revision))
+    return list(connection.execute(held.except_(select(_TABLE.c.content_hash).where(_TABLE.c.embedder == embedder))).scalars())

@@ -12,6 +12,7 @@ judge = Table(
     Column("id", Integer, primary_key=True),
     Column("name", String(200), nullable=False, unique=True),
     Column("settings", Text, nullable=False),  # JSON: instructions, scale, models, k ...
+    Column("secret", String(32), nullable=False),  # keys the marks that fence judged text in prompts
     Column("created_at", String(40), nullable=False),
 )
 

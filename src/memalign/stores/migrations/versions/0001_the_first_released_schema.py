@@ -14,6 +14,7 @@ def upgrade() -> None:
     sa.Column('id', sa.Integer(), nullable=False),
     sa.Column('name', sa.String(length=200), nullable=False),
     sa.Column('settings', sa.Text(), nullable=False),
+    sa.Column('secret', sa.String(length=32), nullable=False),
     sa.Column('created_at', sa.String(length=40), nullable=False),
     sa.PrimaryKeyConstraint('id'),
     sa.UniqueConstraint('name')

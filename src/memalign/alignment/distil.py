@@ -1,0 +1,178 @@
+"""Distillation: from experts' reasons to proposed changes of semantic memory, in batches that fail one by one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from memalign.alignment.operations import Add, Operation, Rejected, check, parse, schema
+from memalign.alignment.relate import duplicates
+from memalign.alignment.report import FailedBatch
+from memalign.errors import MemalignError, UnreadableReply
+from memalign.memory import semantic
+from memalign.memory.episodic import Stored
+from memalign.models import ChatRequest, Message
+from memalign.prompts import render
+from memalign.records import Guideline
+from memalign.rendering import item_text, trimmed
+from memalign.session import Meter, Session
+from memalign.working import Task, fenced
+
+_ATTEMPTS = 3
+_MAX_TOKENS = 1200
+_NEW = "new"
+"""Before the place of a proposal: its id until it is stored."""
+_LONGEST_CASE = 2000
+"""Characters of a case, and of a reason, that the distilling model reads."""
+
+
+@dataclass(slots=True)
+class Proposal:
+    """A guideline to be, or evidence for one that exists."""
+
+    text: str
+    scope: str
+    batch: int
+    guideline_id: str | None = None
+    evidence: set[int] = field(default_factory=set)
+    """Rows of feedback."""
+    taint: set[int] = field(default_factory=set)
+    """Rows of all feedback that stood in a prompt which produced it."""
+
+
+@dataclass(slots=True)
+class Distillation:
+    """What came out of all batches."""
+
+    proposals: list[Proposal] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    failed: list[tuple[FailedBatch, list[int]]] = field(default_factory=list)
+    """Failed batches with the rows of their records."""
+    consumed: set[int] = field(default_factory=set)
+    """Rows of the records whose batch succeeded."""
+
+
+async def distil(
+    session: Session,
+    meter: Meter,
+    task: Task,
+    records: Sequence[Stored],
+    guidelines: Sequence[Guideline],
+    *,
+    batch_size: int,
+    width: int,
+    progress: Callable[[int], None],
+) -> Distillation:
+    """Distil records that have reasons. ``width`` batches run at once; each later round sees what the earlier ones proposed.
+
+    ``progress`` is called with the number of records done. Errors of a batch are kept in the result, not raised.
+    """
+    result = Distillation()
+    batches = [records[start : start + batch_size] for start in range(0, len(records), batch_size)]
+    for first in range(0, len(batches), width):
+        seen = _listed(guidelines, result.proposals)
+        wave = list(enumerate(batches[first : first + width], start=first))
+        await asyncio.gather(*(_batch(session, meter, task, number, batch, seen, result, progress) for number, batch in wave))
+        if len(wave) > 1:
+            await _merge(session, meter, result)
+    return result
+
+
+async def _batch(
+    session: Session,
+    meter: Meter,
+    task: Task,
+    number: int,
+    batch: Sequence[Stored],
+    seen: Sequence[Guideline],
+    result: Distillation,
+    progress: Callable[[int], None],
+) -> None:
+    rows = [stored.row for stored in batch]
+    texts = [f"{item_text(stored.feedback.item)}\n{stored.feedback.rationale}" for stored in batch]
+    known = [guideline.id for guideline in seen]
+    try:
+        proposals = await _ask(session, meter, _request(task, batch, seen))
+    except MemalignError as error:
+        failed = FailedBatch(feedback_ids=tuple(stored.feedback.id for stored in batch), error=str(error), retryable=error.retryable)
+        result.failed.append((failed, rows))
+        return
+    finally:
+        progress(len(batch))
+    accepted, rejected = check(proposals, texts=texts, known_ids=known)
+    result.rejected += rejected
+    result.consumed |= set(rows)
+    for operation in accepted:
+        evidence = {rows[case] for case in operation.cases}
+        _propose(result.proposals, operation, evidence, set(rows), number)
+
+
+def _propose(proposals: list[Proposal], operation: Operation, evidence: set[int], taint: set[int], batch: int) -> None:
+    """Add a proposal, or let it join one that says the same or that it supports."""
+    if isinstance(operation, Add):
+        same = next((p for p in proposals if semantic.normalised(p.text) == semantic.normalised(operation.text)), None)
+        found = same or Proposal(text=operation.text, scope=operation.scope, batch=batch)
+    elif operation.guideline_id.startswith(_NEW):
+        found = proposals[int(operation.guideline_id.removeprefix(_NEW)) - 1]
+    else:
+        known = next((p for p in proposals if p.guideline_id == operation.guideline_id), None)
+        found = known or Proposal(text="", scope="", batch=batch, guideline_id=operation.guideline_id)
+    found.evidence |= evidence
+    found.taint |= taint | evidence
+    if found not in proposals:
+        proposals.append(found)
+
+
+async def _ask(session: Session, meter: Meter, request: ChatRequest) -> list[dict[str, object]]:
+    for attempt in range(1, _ATTEMPTS + 1):
+        reply = await session.ask(meter, session.reflection_model, request)
+        try:
+            return parse(reply.text)
+        except UnreadableReply:
+            if attempt == _ATTEMPTS:
+                raise
+            request = ChatRequest(
+                messages=request.messages, schema=request.schema, max_tokens=request.max_tokens * 2, temperature=0.3 * attempt, purpose="distil"
+            )
+    raise AssertionError
+
+
+def _request(task: Task, batch: Sequence[Stored], seen: Sequence[Guideline]) -> ChatRequest:
+    cases = [
+        {
+            "item": fenced(task.secret, trimmed(item_text(stored.feedback.item), _LONGEST_CASE)),
+            "label": task.scale.label_of(stored.feedback.value),
+            "rationale": trimmed(stored.feedback.rationale, _LONGEST_CASE),
+        }
+        for stored in batch
+    ]
+    return ChatRequest(
+        messages=(
+            Message("system", render("distil_system", instructions=task.instructions, scale=task.scale.prompt())),
+            Message("user", render("distil_user", guidelines=seen, cases=cases)),
+        ),
+        schema=schema([guideline.id for guideline in seen]),
+        max_tokens=_MAX_TOKENS,
+        purpose="distil",
+    )
+
+
+def _listed(guidelines: Sequence[Guideline], proposals: Sequence[Proposal]) -> list[Guideline]:
+    """What exists for the next round: guidelines, and proposals as new1, new2 ... by their place."""
+    new = [(place, proposal) for place, proposal in enumerate(proposals, start=1) if proposal.guideline_id is None]
+    return [*guidelines, *(Guideline(id=f"{_NEW}{place}", version=0, text=proposal.text) for place, proposal in new)]
+
+
+async def _merge(session: Session, meter: Meter, result: Distillation) -> None:
+    """Batches that ran side by side could not see each other: let proposals that say the same become one."""
+    new = [proposal for proposal in result.proposals if proposal.guideline_id is None]
+    if len({proposal.batch for proposal in new}) < 2:
+        return
+    gone: list[Proposal] = []
+    for kept, others in await duplicates(session, meter, [proposal.text for proposal in new]):
+        for other in others:
+            new[kept].evidence |= new[other].evidence
+            new[kept].taint |= new[other].taint
+            gone.append(new[other])
+    result.proposals = [proposal for proposal in result.proposals if not any(proposal is merged for merged in gone)]

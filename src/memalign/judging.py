@@ -1,0 +1,121 @@
+"""One judgement: recall, ask, read, log. And what the experts' labels say about how to judge."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from memalign.errors import MemalignError, UnreadableReply
+from memalign.memory import Memory, View, revisions
+from memalign.memory.log import log_calls, log_verdict
+from memalign.memory.revisions import Decision
+from memalign.records import Episode, Failure, Item, Usage, Verdict, content_hash
+from memalign.rendering import item_text
+from memalign.session import Meter, Session
+from memalign.verdicts import Reading, read
+from memalign.working import Task, WorkingMemory, assemble, request
+
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recall:
+    """How memory takes part in a judgement."""
+
+    k: int
+    """How many similar items' cases are shown, beside the exemplars."""
+    floor: float
+    """The least cosine similarity of a case that is shown."""
+    own: bool = True
+    """Whether the item's own verdicts may be seen: yes in service, no in evaluation."""
+    memory: bool = True
+    """Whether memory takes part at all; without it, this is the unaligned judge."""
+
+
+async def judge(session: Session, task: Task, item: Item, recall: Recall, *, temperature: float) -> Verdict:
+    """Judge one item. Raises what the model and the embedder raise; UnreadableReply after three unusable replies."""
+    started = time.perf_counter()
+    meter = Meter()
+    try:
+        view, context = await _recalled(session, meter, task, item, recall)
+        reading = await _asked(session, meter, task, context, view.decision if recall.memory else Decision(), temperature)
+    except MemalignError:
+        await asyncio.to_thread(_log, session.memory, meter, item, None)
+        raise
+    verdict = Verdict(
+        value=reading.value,
+        rationale=reading.rationale,
+        confidence=reading.confidence,
+        guideline_ids=context.guideline_ids,
+        episode_ids=context.episode_ids,
+        revision=view.revision,
+        usage=meter.usage,
+        cost_usd=meter.cost_usd,
+        seconds=time.perf_counter() - started,
+        probabilities=reading.probabilities,
+    )
+    await asyncio.to_thread(_log, session.memory, meter, item, verdict if recall.own and recall.memory else None)
+    return verdict
+
+
+async def attempt(session: Session, task: Task, item: Item, recall: Recall, *, temperature: float) -> Verdict | Failure:
+    """Judge one item of a batch: whatever fails becomes a Failure in its place."""
+    try:
+        return await judge(session, task, item, recall, temperature=temperature)
+    except MemalignError as error:
+        return Failure(error=f"{type(error).__name__}: {error}", retryable=error.retryable, attempts=getattr(error, "attempts", 1))
+
+
+async def _recalled(session: Session, meter: Meter, task: Task, item: Item, recall: Recall) -> tuple[View, WorkingMemory]:
+    await session.complete_vectors(meter)
+    view = await asyncio.to_thread(session.memory.view)
+    if not recall.memory:
+        return view, assemble(task, item)
+    k = recall.k if view.decision.cases is None else view.decision.cases
+    text, query = item_text(item), None
+    if k > 0 and view.items:
+        key = content_hash(text)
+        query = (await session.vectors(meter, {key: text}))[key]
+    cases = await asyncio.to_thread(session.memory.cases, view, item.id, query, k=k, floor=recall.floor, own=recall.own)
+    exemplars = [episode for episode in view.exemplars if recall.own or episode.feedback.item.id != item.id]
+    return view, assemble(task, item, view.guidelines, exemplars, _fresh(cases.episodes, exemplars))
+
+
+def _fresh(similar: tuple[Episode, ...], exemplars: list[Episode]) -> list[Episode]:
+    """Similar cases that do not stand among the exemplars already, where the prefix cache serves them."""
+    shown = {episode.feedback.id for episode in exemplars}
+    return [episode for episode in similar if episode.feedback.id not in shown]
+
+
+async def _asked(session: Session, meter: Meter, task: Task, context: WorkingMemory, decision: Decision, temperature: float) -> Reading:
+    for number in range(1, _ATTEMPTS + 1):
+        reply = await session.ask(meter, session.model, request(task, context, temperature=temperature if number == 1 else max(temperature, 0.3 * number)))
+        try:
+            return read(task.scale, reply, explain=task.explain, decision=decision)
+        except UnreadableReply as error:
+            if number == _ATTEMPTS:
+                raise UnreadableReply(f"{session.model.name} gave no readable verdict in {_ATTEMPTS} attempts; the last time: {error}") from error
+    raise AssertionError
+
+
+def _log(memory: Memory, meter: Meter, item: Item, verdict: Verdict | None) -> None:
+    judge_id = memory.judge_id
+    with memory.store.writing() as connection:
+        log_calls(connection, judge_id, meter.calls)
+        if verdict is not None:
+            log_verdict(connection, judge_id, item.id, verdict)
+
+
+def decide(memory: Memory, decision: Decision, *, actor: str, judged: int) -> int:
+    """Store what the experts' labels decided; gives the new revision."""
+    judge_id = memory.judge_id
+    with memory.store.writing() as connection:
+        revision = revisions.current(connection, judge_id) + 1
+        revisions.commit(connection, judge_id, revision, verb="calibrate", actor=actor, counts={"judged": judged}, decision=decision)
+    return revision
+
+
+def spent(verdicts: list[Verdict | Failure]) -> Usage:
+    """The sum of what verdicts consumed."""
+    return sum((verdict.usage for verdict in verdicts if isinstance(verdict, Verdict)), Usage())

@@ -1,0 +1,120 @@
+"""A judge at work: its models, embedder and memory, opened at first use, and the account of what they consumed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from memalign.errors import EmbeddingError, MemalignError
+from memalign.memory import Memory
+from memalign.memory.log import Call
+from memalign.models import ChatModel, ChatReply, ChatRequest
+from memalign.prices import cost_usd
+from memalign.records import Usage
+
+if TYPE_CHECKING:
+    from memalign.embedders import Embedder, Vectors
+
+_REMEMBERED_VECTORS = 4096
+
+
+class Meter:
+    """The calls of one verb, for its report and the ledger."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._started = time.perf_counter()
+
+    @property
+    def usage(self) -> Usage:
+        """The sum over all calls."""
+        return sum((call.usage for call in self.calls), Usage())
+
+    @property
+    def cost_usd(self) -> float | None:
+        """The sum, or None when one of the prices is unknown."""
+        costs = [call.cost_usd for call in self.calls]
+        return None if None in costs else sum(cost for cost in costs if cost is not None)
+
+    @property
+    def seconds(self) -> float:
+        """Since the meter was made."""
+        return time.perf_counter() - self._started
+
+
+class Session:
+    """What the verbs work with. Safe for concurrent use."""
+
+    def __init__(self, memory: Memory, model: ChatModel, reflection_model: ChatModel, embedder: Embedder) -> None:
+        self.memory = memory
+        self.model = model
+        self.reflection_model = reflection_model
+        self.embedder = embedder
+        self._recent: OrderedDict[str, Vectors] = OrderedDict()
+        self._complete = False
+
+    async def ask(self, meter: Meter, model: ChatModel, request: ChatRequest) -> ChatReply:
+        """One model call, on the account whether it succeeds or not."""
+        started = time.perf_counter()
+        try:
+            reply = await model.complete(request)
+        except MemalignError as error:
+            seconds = time.perf_counter() - started
+            failed = Call(
+                purpose=request.purpose, model=model.name, usage=Usage(calls=1), cost_usd=0.0, seconds=seconds, error=type(error).__name__
+            )
+            meter.calls.append(failed)
+            raise
+        cost = await asyncio.to_thread(cost_usd, model.name, reply.usage)
+        meter.calls.append(Call(purpose=request.purpose, model=model.name, usage=reply.usage, cost_usd=cost, seconds=time.perf_counter() - started))
+        return reply
+
+    async def vectors(self, meter: Meter, texts: Mapping[str, str]) -> dict[str, Vectors]:
+        """Content hash -> unit vector, for texts by content hash; only texts never seen before are embedded."""
+        found = {key: self._recent[key] for key in texts if key in self._recent}
+        unseen = [key for key in texts if key not in found]
+        if unseen:
+            found |= await asyncio.to_thread(self.memory.known_vectors, unseen)
+            fresh = [key for key in unseen if key not in found]
+            found |= dict(zip(fresh, await self._embed(meter, [texts[key] for key in fresh]), strict=True))
+        for key, vector in found.items():
+            self._recent[key] = vector
+            self._recent.move_to_end(key)
+        while len(self._recent) > _REMEMBERED_VECTORS:
+            self._recent.popitem(last=False)
+        return found
+
+    async def complete_vectors(self, meter: Meter) -> None:
+        """Once a session: embed what memory holds but the present embedder has not seen (after a change of embedder)."""
+        if self._complete:
+            return
+        texts = await asyncio.to_thread(self.memory.texts_without_vector)
+        if texts:
+            found = dict(zip(texts, await self._embed(meter, list(texts.values())), strict=True))
+            await asyncio.to_thread(self.memory.store_vectors, found)
+        self._complete = True
+
+    async def aclose(self) -> None:
+        """Give back connections and memory."""
+        for part in (self.model, self.reflection_model, self.embedder):
+            await part.aclose()
+        self.memory.store.close()
+
+    async def _embed(self, meter: Meter, texts: Sequence[str]) -> list[Vectors]:
+        if not texts:
+            return []
+        import numpy as np
+
+        started = time.perf_counter()
+        rows = await self.embedder.embed(texts)
+        if rows.ndim != 2 or len(rows) != len(texts) or not bool(np.isfinite(rows).all()):
+            raise EmbeddingError(f"embedder {self.embedder.id} gave an array of shape {rows.shape} with NaN or of a wrong size for {len(texts)} texts")
+        usage = Usage(calls=1, embedded_texts=len(texts))
+        cost = None if self.embedder.id.startswith("openai/") else 0.0
+        meter.calls.append(Call(purpose="embed", model=self.embedder.id, usage=usage, cost_usd=cost, seconds=time.perf_counter() - started))
+        return list(rows)
+
+
