@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from endpoint import ScriptedEndpoint, completion, fault, tool_call
 
+from endpoint import ScriptedEndpoint, completion, fault, tool_call
 from memalign.errors import ConfigurationError, ItemTooLong, ModelRefused, ModelUnavailable, UnreadableReply
 from memalign.models import ChatReply, ChatRequest, Message, open_chat_model
 from memalign.models.http import Endpoint
@@ -93,7 +93,9 @@ def test_a_wait_beyond_the_time_limit_is_not_begun(endpoint: ScriptedEndpoint) -
     assert time.monotonic() - started < 2
 
 
-@pytest.mark.parametrize("trouble", [{"status": 500}, {"drop": True}, {"cut": True}, {"body": b'{"choices": ['}, {"body": fault("busy", code=529)}])
+@pytest.mark.parametrize(
+    "trouble", [{"status": 500}, {"drop": True}, {"cut": True}, {"body": b'{"choices": ['}, {"body": fault("busy", code=529)}]
+)
 def test_passing_trouble_is_retried(endpoint: ScriptedEndpoint, trouble: dict[str, Any]) -> None:
     endpoint.then(**trouble).then(**trouble)
     assert ask(endpoint).text == "ok"

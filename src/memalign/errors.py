@@ -1,19 +1,19 @@
 """Everything memalign raises on purpose.
 
-    MemalignError
-    ├── RetryableError            the same call may succeed later
-    │   ├── ModelUnavailable      refused, dropped, timed out, 429 or 5xx after all retries
-    │   ├── UnreadableReply       the model answered, but not with what was asked
-    │   └── StoreBusy             another process held the write lock for too long
-    └── PermanentError            repeating the call cannot help
-        ├── ConfigurationError    a setting, key, name or optional part is wrong or missing
-        │   └── MissingExtra      an optional dependency is not installed
-        ├── ModelRefused          the endpoint rejects the request (400, 401, 403, 404, 422)
-        ├── ItemTooLong           the item does not fit the model's window; it is never cut silently
-        ├── BadRecord             a feedback record or row cannot be used (names row, field and reason)
-        ├── EmbeddingError        an embedder returned NaN, a wrong dimension or a wrong count
-        ├── NotFound              no such judge, record, guideline or revision
-        └── StoreError            the database is corrupt, unwritable, foreign or from a newer release
+MemalignError
+├── RetryableError            the same call may succeed later
+│   ├── ModelUnavailable      refused, dropped, timed out, 429 or 5xx after all retries
+│   ├── UnreadableReply       the model answered, but not with what was asked
+│   └── StoreBusy             another process held the write lock for too long
+└── PermanentError            repeating the call cannot help
+├── ConfigurationError    a setting, key, name or optional part is wrong or missing
+│   └── MissingExtra      an optional dependency is not installed
+├── ModelRefused          the endpoint rejects the request (400, 401, 403, 404, 422)
+├── ItemTooLong           the item does not fit the model's window; it is never cut silently
+├── BadRecord             a feedback record or row cannot be used (names row, field and reason)
+├── EmbeddingError        an embedder returned NaN, a wrong dimension or a wrong count
+├── NotFound              no such judge, record, guideline or revision
+└── StoreError            the database is corrupt, unwritable, foreign or from a newer release
 """
 
 from __future__ import annotations

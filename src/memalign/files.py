@@ -57,9 +57,7 @@ class ItemRow:
     """An expert's verdict, if the file has one and a scale was given to read it."""
 
 
-def read_feedback(
-    path: Path | str, scale: Scale, *, ignore: Collection[str] = (), max_field_bytes: int = MAX_FIELD_BYTES
-) -> ReadResult[Feedback]:
+def read_feedback(path: Path | str, scale: Scale, *, ignore: Collection[str] = (), max_field_bytes: int = MAX_FIELD_BYTES) -> ReadResult[Feedback]:
     """Read feedback from JSONL, CSV or Parquet by suffix; "-" is JSONL on standard input. See ``iter_feedback``."""
     return _collected(iter_feedback(path, scale, ignore=ignore, max_field_bytes=max_field_bytes))
 

@@ -90,7 +90,9 @@ def _fresh(similar: tuple[Episode, ...], exemplars: list[Episode]) -> list[Episo
 
 async def _asked(session: Session, meter: Meter, task: Task, context: WorkingMemory, decision: Decision, temperature: float) -> Reading:
     for number in range(1, _ATTEMPTS + 1):
-        reply = await session.ask(meter, session.model, request(task, context, temperature=temperature if number == 1 else max(temperature, 0.3 * number)))
+        reply = await session.ask(
+            meter, session.model, request(task, context, temperature=temperature if number == 1 else max(temperature, 0.3 * number))
+        )
         try:
             return read(task.scale, reply, explain=task.explain, decision=decision)
         except UnreadableReply as error:

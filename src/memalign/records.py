@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from memalign.errors import BadRecord
 
-
 _ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 GuidelineState = Literal["candidate", "active", "quarantined", "superseded", "retired"]

@@ -63,9 +63,7 @@ class Session:
             reply = await model.complete(request)
         except MemalignError as error:
             seconds = time.perf_counter() - started
-            failed = Call(
-                purpose=request.purpose, model=model.name, usage=Usage(calls=1), cost_usd=0.0, seconds=seconds, error=type(error).__name__
-            )
+            failed = Call(purpose=request.purpose, model=model.name, usage=Usage(calls=1), cost_usd=0.0, seconds=seconds, error=type(error).__name__)
             meter.calls.append(failed)
             raise
         cost = await asyncio.to_thread(cost_usd, model.name, reply.usage)
@@ -111,10 +109,10 @@ class Session:
         started = time.perf_counter()
         rows = await self.embedder.embed(texts)
         if rows.ndim != 2 or len(rows) != len(texts) or not bool(np.isfinite(rows).all()):
-            raise EmbeddingError(f"embedder {self.embedder.id} gave an array of shape {rows.shape} with NaN or of a wrong size for {len(texts)} texts")
+            raise EmbeddingError(
+                f"embedder {self.embedder.id} gave an array of shape {rows.shape} with NaN or of a wrong size for {len(texts)} texts"
+            )
         usage = Usage(calls=1, embedded_texts=len(texts))
         cost = None if self.embedder.id.startswith("openai/") else 0.0
         meter.calls.append(Call(purpose="embed", model=self.embedder.id, usage=usage, cost_usd=cost, seconds=time.perf_counter() - started))
         return list(rows)
-
-

@@ -22,22 +22,22 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    openai_base_url: str = Field(OPENAI_URL, validation_alias="OPENAI_BASE_URL", pattern=r"^https?://")
+    openai_base_url: str = Field(default=OPENAI_URL, validation_alias="OPENAI_BASE_URL", pattern=r"^https?://")
     """The address before ``/chat/completions`` and ``/embeddings``."""
-    openai_api_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
-    hf_token: SecretStr | None = Field(None, validation_alias="HF_TOKEN")
+    openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
+    hf_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
     """For weights named by a hub id that is not public."""
-    concurrency: int = Field(64, validation_alias="MEMALIGN_CONCURRENCY", ge=1)
+    concurrency: int = Field(default=64, validation_alias="MEMALIGN_CONCURRENCY", ge=1)
     """Calls in flight per model and event loop."""
-    timeout_seconds: float = Field(120.0, validation_alias="MEMALIGN_TIMEOUT_SECONDS", gt=0)
+    timeout_seconds: float = Field(default=120.0, validation_alias="MEMALIGN_TIMEOUT_SECONDS", gt=0)
     """The whole of a hosted call, retries and waits between them included."""
-    retries: int = Field(5, validation_alias="MEMALIGN_RETRIES", ge=1)
+    retries: int = Field(default=5, validation_alias="MEMALIGN_RETRIES", ge=1)
     """Attempts of a hosted call, the first included."""
     cache_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_cache_dir("memalign")), validation_alias="MEMALIGN_CACHE_DIR")
     """Where assembled weights lie; made when first needed."""
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, validation_alias="MEMALIGN_THREADS", ge=1)
     """Processor threads of in-process models."""
-    context_tokens: int = Field(8192, validation_alias="MEMALIGN_CONTEXT_TOKENS", ge=256)
+    context_tokens: int = Field(default=8192, validation_alias="MEMALIGN_CONTEXT_TOKENS", ge=256)
     """The window of in-process chat models."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ def fitted_threshold(probabilities: list[float], values: list[bool]) -> float | 
     if not positives or not negatives:
         return None
     ranked = sorted(zip(probabilities, values, strict=True))
-    cuts = [0.0, *((a[0] + b[0]) / 2 for a, b in zip(ranked, ranked[1:], strict=False)), 1.0]
+    cuts = [0.0, *((a[0] + b[0]) / 2 for a, b in itertools.pairwise(ranked)), 1.0]
     scored = []
     for cut in dict.fromkeys(cuts):
         true_positives = sum(p >= cut and v for p, v in ranked)

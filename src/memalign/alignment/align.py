@@ -64,9 +64,7 @@ async def align(
     texts = {stored.content_hash: item_text(stored.feedback.item) for stored in plan.waiting if stored.since is None}
     embedding = asyncio.create_task(session.vectors(meter, texts))
     try:
-        distilled = await distil(
-            session, meter, task, learnable, plan.guidelines, batch_size=batch_size, width=width, progress=count
-        )
+        distilled = await distil(session, meter, task, learnable, plan.guidelines, batch_size=batch_size, width=width, progress=count)
         plan.embedded = await embedding
     finally:
         embedding.cancel()
@@ -130,7 +128,13 @@ def _commit(memory: Memory, plan: _Plan, distilled: Distillation, seen: Counter[
             changed, joined = _apply(connection, judge_id, revision, distilled, usable)
             silent = {stored.row for stored in [*plan.waiting, *plan.again] if not stored.feedback.rationale.strip()}
             episodic.mark_distilled(connection, sorted((distilled.consumed | silent) & usable), revision)
-            counts = {"admitted": len(admitted), "replaced": len(replaced), "added": len(changed), "joined": len(joined), "retired": len(retired)}
+            counts = {
+                "admitted": len(admitted),
+                "replaced": len(replaced),
+                "added": len(changed),
+                "joined": len(joined),
+                "retired": len(retired),
+            }
             revisions.commit(connection, judge_id, revision, verb="align", actor=actor, counts=counts)
         log_calls(connection, judge_id, meter.calls)
         guidelines = {guideline.id: guideline for guideline in semantic.at(connection, judge_id, revision)}

@@ -133,7 +133,11 @@ async def _ask(session: Session, meter: Meter, request: ChatRequest) -> list[dic
             if attempt == _ATTEMPTS:
                 raise
             request = ChatRequest(
-                messages=request.messages, schema=request.schema, max_tokens=request.max_tokens * 2, temperature=0.3 * attempt, purpose="distil"
+                messages=request.messages,
+                schema=request.schema,
+                max_tokens=request.max_tokens * 2,
+                temperature=0.3 * attempt,
+                purpose="distil",
             )
     raise AssertionError
 

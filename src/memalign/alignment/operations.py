@@ -16,7 +16,9 @@ MOST_OPERATIONS = 12
 _LONGEST_COPY = 8
 """Words in a row that a guideline may share with a case."""
 
-_VERDICT_ORDER = re.compile(r"\b(always|never)\s+(answer|say|reply with|decide|return|choose)\s+[\"']?(yes|no|true|false|a|b|tie|[0-9]+)\b", re.IGNORECASE)
+_VERDICT_ORDER = re.compile(
+    r"\b(always|never)\s+(answer|say|reply with|decide|return|choose)\s+[\"']?(yes|no|true|false|a|b|tie|[0-9]+)\b", re.IGNORECASE
+)
 _PART = {"type": "string", "maxLength": 200}
 
 

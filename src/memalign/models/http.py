@@ -177,11 +177,12 @@ class Endpoint:
         code, said = _fault(answer)
         detail = self._redacted(said or content.decode("utf-8", "replace"))[:DETAIL_CHARACTERS].strip()
         if status == 413 or code in TOO_LONG_CODES or (status in {400, 422} and any(words in detail.lower() for words in TOO_LONG_WORDS)):
-            return ItemTooLong(f"the request does not fit the model's window: {detail}; shorten the item or choose a model with a larger window")
+            return ItemTooLong(f"the request does not fit the model's window: {detail}; shorten the item or choose another model")
         if (status in RETRIED and code != "insufficient_quota") or status > 501:
             return _Transient(f"status {status} {detail}".rstrip(), _retry_after_seconds(headers))
         advice = ADVICE.get(status, "check OPENAI_BASE_URL")
-        return EndpointRefused(f"{self._shown(address)} answered {status}: {detail or 'no reason given'}; {advice}", status=status, detail=detail)
+        message = f"{self._shown(address)} answered {status}: {detail or 'no reason given'}; {advice}"
+        return EndpointRefused(message, status=status, detail=detail)
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._key.get_secret_value()}"} if self._key else {}

@@ -70,9 +70,7 @@ class OpenAIChatModel:
     ) -> None:
         """Unset arguments come from the environment; nothing is opened. Raises ConfigurationError."""
         self.model = model
-        self._endpoint = Endpoint(
-            base_url=base_url, api_key=api_key, concurrency=concurrency, timeout_seconds=timeout_seconds, retries=retries
-        )
+        self._endpoint = Endpoint(base_url=base_url, api_key=api_key, concurrency=concurrency, timeout_seconds=timeout_seconds, retries=retries)
         self._dialect = _Dialect()
 
     @property

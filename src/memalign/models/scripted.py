@@ -32,7 +32,7 @@ class ScriptedChatModel:
         self.delay_seconds = delay_seconds
         self._name = name
         self._answer = replies if callable(replies) else None
-        self._queue: deque[ScriptedReply] = deque() if callable(replies) else deque([replies] if isinstance(replies, str | Mapping) else replies)
+        self._queue: deque[ScriptedReply] = deque(() if callable(replies) else replies)
 
     @property
     def name(self) -> str:
@@ -62,5 +62,6 @@ class ScriptedChatModel:
             return self._answer(request)
         if not self._queue:
             said = request.messages[-1].content[:120] if request.messages else ""
-            raise ConfigurationError(f"{self._name} has no reply left for request {len(self.requests)} (purpose {request.purpose!r}): {said!r}")
+            which = f"request {len(self.requests)} (purpose {request.purpose!r})"
+            raise ConfigurationError(f"{self._name} has no reply left for {which}: {said!r}")
         return self._queue.popleft()

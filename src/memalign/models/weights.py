@@ -70,7 +70,8 @@ def find_weights(name: str, *, cache_dir: Path | None = None, progress: Progress
     if name.endswith(".gguf"):
         return checked_gguf(Path(name).expanduser())
     if name not in PINNED:
-        raise ConfigurationError(f"unknown local model {name!r}; known: {', '.join(PINNED)}, a path to a .gguf file, hf:owner/repo/file.gguf")
+        known = ", ".join(PINNED)
+        raise ConfigurationError(f"unknown local model {name!r}; known: {known}, a path to a .gguf file, hf:owner/repo/file.gguf")
     if cache_dir is None:
         from memalign.settings import read_settings
 
