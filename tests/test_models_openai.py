@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -93,9 +95,7 @@ def test_a_wait_beyond_the_time_limit_is_not_begun(endpoint: ScriptedEndpoint) -
     assert time.monotonic() - started < 2
 
 
-@pytest.mark.parametrize(
-    "trouble", [{"status": 500}, {"drop": True}, {"cut": True}, {"body": b'{"choices": ['}, {"body": fault("busy", code=529)}]
-)
+@pytest.mark.parametrize("trouble", [{"status": 500}, {"drop": True}, {"cut": True}, {"body": b'{"choices": ['}, {"body": fault("busy", code=529)}])
 def test_passing_trouble_is_retried(endpoint: ScriptedEndpoint, trouble: dict[str, Any]) -> None:
     endpoint.then(**trouble).then(**trouble)
     assert ask(endpoint).text == "ok"
@@ -347,6 +347,26 @@ def test_one_model_serves_loops_one_after_another(endpoint: ScriptedEndpoint) ->
 
     assert [asyncio.run(once()) for _ in range(3)] == ["ok"] * 3
     assert not model._endpoint._lanes
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_process_that_closes_nothing_ends_quietly(endpoint: ScriptedEndpoint, background: bool) -> None:
+    script = (
+        "import asyncio, sys, threading\n"
+        "from memalign.models import ChatRequest, Message\n"
+        "from memalign.models.openai import OpenAIChatModel\n"
+        "model, ask = OpenAIChatModel('m', base_url=sys.argv[1]), ChatRequest(messages=(Message('user', 'hi'),))\n"
+        "if sys.argv[2] == 'True':\n"
+        "    loop = asyncio.new_event_loop()\n"
+        "    threading.Thread(target=loop.run_forever, daemon=True).start()\n"
+        "    asyncio.run_coroutine_threadsafe(model.complete(ask), loop).result()\n"
+        "else:\n"
+        "    for _ in range(3): asyncio.run(model.complete(ask))\n"
+        "    assert len(model._endpoint._lanes) == 1\n"
+    )
+    command = [sys.executable, "-c", script, endpoint.url, str(background)]
+    ended = subprocess.run(command, env={"PYTHONPATH": ":".join(filter(None, sys.path))}, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 def test_bad_settings_name_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:

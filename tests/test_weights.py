@@ -91,7 +91,7 @@ def test_a_full_disk(tiny: PinnedWeights, tmp_path: Path, monkeypatch: pytest.Mo
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ConfigurationError, match="No space left on device; set MEMALIGN_CACHE_DIR"):
         assemble(tiny, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.part"))

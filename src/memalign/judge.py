@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from memalign.alignment import AlignReport
     from memalign.calibration import Calibration
     from memalign.embedders import Embedder
-    from memalign.judging import Recall
+    from memalign.judging import Part, Recall
     from memalign.memory import Memory
     from memalign.models import ChatModel
     from memalign.session import Session
@@ -110,13 +110,26 @@ class Judge:
         item = Item(inputs=inputs, outputs=outputs, expectations=expectations)
         return await judge(self.session, self.task, item, self._recall(), temperature=self.temperature)
 
-    def batch(self, items: Iterable[Item | Feedback], *, progress: Progress = _silent) -> list[Verdict | Failure]:
-        """One Verdict or Failure an item, in input order, whatever fails."""
-        return edge.run(self.abatch(items, progress=progress))
+    def batch(
+        self, items: Iterable[Item | Feedback], *, memory: Part = "both", own: bool = True, progress: Progress = _silent
+    ) -> list[Verdict | Failure]:
+        """One Verdict or Failure an item, in input order, whatever fails.
 
-    async def abatch(self, items: Iterable[Item | Feedback], *, progress: Progress = _silent) -> list[Verdict | Failure]:
-        """One Verdict or Failure an item, in input order, whatever fails."""
-        return await self._judged(items, self._recall(), progress)
+        ``memory``: which part of it takes part ("both", "guidelines", "cases", "none": the unaligned judge). ``own``: whether an item's own
+        episode may be seen: as in service, or hidden as in evaluation. Verdicts are logged only as in service.
+        """
+        return edge.run(self.abatch(items, memory=memory, own=own, progress=progress))
+
+    async def abatch(
+        self, items: Iterable[Item | Feedback], *, memory: Part = "both", own: bool = True, progress: Progress = _silent
+    ) -> list[Verdict | Failure]:
+        """One Verdict or Failure an item, in input order, whatever fails; see ``batch``."""
+        waiting = list(items)
+        results: dict[int, Verdict | Failure] = {}
+        async for place, result in self._stream(waiting, self._recall(own=own, part=memory)):
+            results[place] = result
+            progress("judge", len(results), len(waiting))
+        return [results[place] for place in range(len(waiting))]
 
     def astream(self, items: Iterable[Item | Feedback]) -> AsyncIterator[tuple[int, Verdict | Failure]]:
         """Pairs of (place in the input, Verdict or Failure) as they come."""
@@ -173,13 +186,13 @@ class Judge:
 
     # Measuring
 
-    def evaluate(self, feedback: Iterable[Feedback], *, aligned: bool = True, own: bool = False, progress: Progress = _silent) -> Agreement:
-        """How far the judge agrees with experts; an item's own episode is hidden from it, unless ``own``.
+    def evaluate(self, feedback: Iterable[Feedback], *, memory: Part = "both", own: bool = False, progress: Progress = _silent) -> Agreement:
+        """How far the judge agrees with experts; an item's own episode is hidden from it, unless ``own``; ``memory`` as in ``batch``.
 
-        ``aligned=False`` measures the judge without its memory. Failures are counted apart.
+        Failures are counted apart, never as a verdict.
         """
         records = self._checked(feedback)
-        return self.agreement(records, edge.run(self._judged(records, self._recall(own=own, memory=aligned), progress)))
+        return self.agreement(records, self.batch(records, memory=memory, own=own, progress=progress))
 
     def agreement(self, feedback: Sequence[Feedback], verdicts: Sequence[Verdict | Failure]) -> Agreement:
         """Agreement of verdicts with experts' feedback on the same items, in the same order."""
@@ -257,10 +270,10 @@ class Judge:
     def __repr__(self) -> str:
         return f"Judge({self.name!r}, {self.scale.spec}, {_name(self.model)}, memory={self.location!r})"
 
-    def _recall(self, *, own: bool = True, memory: bool = True) -> Recall:
+    def _recall(self, *, own: bool = True, part: Part = "both") -> Recall:
         from memalign.judging import Recall
 
-        return Recall(k=self.k, floor=self.floor, own=own, memory=memory)
+        return Recall(k=self.k, floor=self.floor, own=own, part=part)
 
     def _stream(self, items: Iterable[Item | Feedback], recall: Recall) -> AsyncIterator[tuple[int, Verdict | Failure]]:
         from memalign.engines import in_flight
@@ -268,14 +281,6 @@ class Judge:
 
         task = self.task
         return in_flight(_items(items), lambda item: attempt(self.session, task, item, recall, temperature=self.temperature))
-
-    async def _judged(self, items: Iterable[Item | Feedback], recall: Recall, progress: Progress) -> list[Verdict | Failure]:
-        waiting = list(items)
-        results: dict[int, Verdict | Failure] = {}
-        async for place, result in self._stream(waiting, recall):
-            results[place] = result
-            progress("judge", len(results), len(waiting))
-        return [results[place] for place in range(len(waiting))]
 
     def _checked(self, feedback: Iterable[Feedback]) -> list[Feedback]:
         """Feedback with its values in the scale's own form. Raises BadRecord, naming the record's place."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 from memalign.errors import MemalignError, UnreadableReply
 from memalign.memory import Memory, View, revisions
 from memalign.memory.log import log_calls, log_verdict
 from memalign.memory.revisions import Decision
-from memalign.records import Episode, Failure, Item, Usage, Verdict, content_hash
+from memalign.records import Episode, Failure, Item, Verdict, content_hash
 from memalign.rendering import item_text
 from memalign.session import Meter, Session
 from memalign.verdicts import Reading, read
 from memalign.working import Task, WorkingMemory, assemble, request
+
+Part = Literal["both", "guidelines", "cases", "none"]
 
 _ATTEMPTS = 3
 
@@ -29,8 +32,8 @@ class Recall:
     """The least cosine similarity of a case that is shown."""
     own: bool = True
     """Whether the item's own verdicts may be seen: yes in service, no in evaluation."""
-    memory: bool = True
-    """Whether memory takes part at all; without it, this is the unaligned judge."""
+    part: Part = "both"
+    """Which memory takes part; with none, this is the unaligned judge."""
 
 
 async def judge(session: Session, task: Task, item: Item, recall: Recall, *, temperature: float) -> Verdict:
@@ -39,7 +42,7 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
     meter = Meter()
     try:
         view, context = await _recalled(session, meter, task, item, recall)
-        reading = await _asked(session, meter, task, context, view.decision if recall.memory else Decision(), temperature)
+        reading = await _asked(session, meter, task, context, view.decision if recall.part == "both" else Decision(), temperature)
     except MemalignError:
         await asyncio.to_thread(_log, session.memory, meter, item, None)
         raise
@@ -55,7 +58,7 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
         seconds=time.perf_counter() - started,
         probabilities=reading.probabilities,
     )
-    await asyncio.to_thread(_log, session.memory, meter, item, verdict if recall.own and recall.memory else None)
+    await asyncio.to_thread(_log, session.memory, meter, item, verdict if recall.own and recall.part == "both" else None)
     return verdict
 
 
@@ -70,8 +73,9 @@ async def attempt(session: Session, task: Task, item: Item, recall: Recall, *, t
 async def _recalled(session: Session, meter: Meter, task: Task, item: Item, recall: Recall) -> tuple[View, WorkingMemory]:
     await session.complete_vectors(meter)
     view = await asyncio.to_thread(session.memory.view)
-    if not recall.memory:
-        return view, assemble(task, item)
+    guidelines = view.guidelines if recall.part in ("both", "guidelines") else ()
+    if recall.part not in ("both", "cases"):
+        return view, assemble(task, item, guidelines)
     k = recall.k if view.decision.cases is None else view.decision.cases
     text, query = item_text(item), None
     if k > 0 and view.items:
@@ -79,7 +83,7 @@ async def _recalled(session: Session, meter: Meter, task: Task, item: Item, reca
         query = (await session.vectors(meter, {key: text}))[key]
     cases = await asyncio.to_thread(session.memory.cases, view, item.id, query, k=k, floor=recall.floor, own=recall.own)
     exemplars = [episode for episode in view.exemplars if recall.own or episode.feedback.item.id != item.id]
-    return view, assemble(task, item, view.guidelines, exemplars, _fresh(cases.episodes, exemplars))
+    return view, assemble(task, item, guidelines, exemplars, _fresh(cases.episodes, exemplars))
 
 
 def _fresh(similar: tuple[Episode, ...], exemplars: list[Episode]) -> list[Episode]:
@@ -116,8 +120,3 @@ def decide(memory: Memory, decision: Decision, *, actor: str, judged: int) -> in
         revision = revisions.current(connection, judge_id) + 1
         revisions.commit(connection, judge_id, revision, verb="calibrate", actor=actor, counts={"judged": judged}, decision=decision)
     return revision
-
-
-def spent(verdicts: list[Verdict | Failure]) -> Usage:
-    """The sum of what verdicts consumed."""
-    return sum((verdict.usage for verdict in verdicts if isinstance(verdict, Verdict)), Usage())

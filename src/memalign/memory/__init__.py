@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, insert, select, update
 
 from memalign.errors import ConfigurationError, NotFound
-from memalign.memory import episodic, revisions, semantic, vectors
+from memalign.memory import episodic, log, revisions, semantic, vectors
 from memalign.memory.episodic import Stored
 from memalign.memory.exemplars import Candidate, choose
 from memalign.memory.retrieval import ItemIndex
 from memalign.memory.revisions import Decision, Revision
-from memalign.records import Episode, Guideline
+from memalign.records import Episode, Guideline, Usage
 from memalign.rendering import item_text
 from memalign.stores import Store, schema
 
@@ -84,6 +84,11 @@ class Memory:
         """All changes of memory, oldest first."""
         with self._reading() as (connection, _):
             return revisions.history(connection, self.judge_id)
+
+    def spent(self) -> tuple[Usage, float | None, float]:
+        """Usage, cost in US dollars (None when a price is unknown) and seconds of all model calls so far, from the ledger."""
+        with self._reading() as (connection, _):
+            return log.spent(connection, self.judge_id)
 
     # What judging reads
 

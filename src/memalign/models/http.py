@@ -230,11 +230,12 @@ def _give_back(lanes: dict[asyncio.AbstractEventLoop, _Lane]) -> None:
 
 
 def _drop(lane: _Lane) -> None:
-    """Let go of a session whose loop is closed: nothing can be awaited there any more."""
-    connector = lane.session.connector
-    lane.session.detach()
-    if connector is not None:
-        connector.close().__await__()
+    """Close a session whose loop is closed: the loop cannot run the coroutine any more, so it is stepped through by hand."""
+    closing = lane.session.close()
+    with contextlib.suppress(StopIteration):
+        for _ in range(10):
+            closing.send(None)
+    closing.close()
 
 
 def _is_loopback(host: str | None) -> bool:

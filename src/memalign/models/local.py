@@ -170,7 +170,7 @@ class LocalChatModel:
         params.cache_ram_mib = PREFIX_CACHE_MIB
         params.cpuparams_batch.n_threads = threads
         # Generating waits for all threads at every layer of every token: with no core to spare, any other load on the machine makes it
-        # 15 times slower (0.7 against 10 tokens/s measured on 2 cores). One core left free costs a quarter to a half when nothing else runs.
+        # 15 times slower (0.7 against 10 tokens/s measured on 2 cores). A core left free costs up to half when nothing else runs.
         params.cpuparams.n_threads = max(1, threads - 1)
         params.warmup = False
         params.verbosity = -1

