@@ -233,6 +233,7 @@ def test_a_store_may_be_closed_and_used_again(db: str) -> None:
     store.close()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_opens_connections_of_its_own(db: str) -> None:
     store = open_store(db)
     put(store, "parent")

@@ -1,4 +1,4 @@
-"""Fitting the judge's threshold on the experts' own labels, each record's own case hidden."""
+"""Fitting, on the experts' own labels, how the model's probability and the vote of the cases decide; each record's own case is hidden."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 from memalign.engines import in_flight
 from memalign.judging import Recall, attempt, decide
 from memalign.memory.episodic import Stored
+from memalign.memory.revisions import Decision
 from memalign.records import Usage, Verdict
 from memalign.session import Session
-from memalign.verdicts import fitted_threshold
+from memalign.verdicts import fitted, stacked
 from memalign.working import Task
 
 _FEWEST = 8
@@ -24,12 +25,12 @@ class Calibration:
     """What a calibration found."""
 
     judged: int
-    threshold: float | None
-    """The least probability of yes that is read as yes; None when nothing was fitted."""
-    agreement_before: float | None
-    """Balanced accuracy on the judged records at the threshold in force before."""
-    agreement_after: float | None
-    """The same at the fitted threshold; fitted on these very records, so it flatters."""
+    decision: Decision | None
+    """How model and vote are weighed from now on; None when nothing was fitted."""
+    model_alone: float | None
+    """Balanced accuracy of the model's own verdicts on the judged records."""
+    left_out: float | None
+    """Balanced accuracy on them when each is decided by weights fitted without it."""
     revision: int
     note: str
     usage: Usage = Usage()
@@ -42,11 +43,11 @@ class Calibration:
 async def calibrate(
     session: Session, task: Task, recall: Recall, *, sample: int, actor: str, progress: Callable[[str, int, int], None]
 ) -> Calibration:
-    """Judge records that are no exemplars with their own case hidden, and fit the threshold for yes on their labels."""
+    """Judge records that are no exemplars with their own case hidden, and fit the weights of model and vote on their labels."""
     view = await asyncio.to_thread(session.memory.view)
-    nothing = Calibration(judged=0, threshold=None, agreement_before=None, agreement_after=None, revision=view.revision, note="")
+    nothing = Calibration(judged=0, decision=None, model_alone=None, left_out=None, revision=view.revision, note="")
     if task.scale.kind != "boolean":
-        return replace(nothing, note=f"a threshold is fitted on the boolean scale only, not on {task.scale.spec}")
+        return replace(nothing, note=f"weights are fitted on the boolean scale only, not on {task.scale.spec}")
     shown = {episode.feedback.item.id for episode in view.exemplars}
     held = await asyncio.to_thread(session.memory.stored)
     chosen = balanced_sample([stored for stored in held if stored.item_id not in shown], sample)
@@ -65,19 +66,30 @@ async def calibrate(
         return replace(nothing, judged=len(results), usage=usage, note=f"{session.model.name} does not tell token probabilities")
     labels = [bool(chosen[place].feedback.value) for place in told]
     yes = [verdict.probabilities["yes"] for verdict in told.values() if verdict.probabilities is not None]
-    threshold = fitted_threshold(yes, labels)
-    if threshold is None:
+    votes = await asyncio.to_thread(session.memory.left_out_votes, view)
+    cast = [votes.get(chosen[place].item_id, 0.0) for place in told]
+    decision = fitted(yes, cast, labels)
+    if decision is None:
         return replace(nothing, judged=len(results), usage=usage, note="all labels are equal: nothing to fit")
-    revision = await asyncio.to_thread(decide, session.memory, replace(view.decision, threshold=threshold), actor=actor, judged=len(told))
+    decision = replace(decision, cases=view.decision.cases)
+    left_out = [_without(place, yes, cast, labels) for place in range(len(labels))]
+    revision = await asyncio.to_thread(decide, session.memory, decision, actor=actor, judged=len(told))
     return Calibration(
         judged=len(told),
-        threshold=threshold,
-        agreement_before=_balanced(labels, [bool(verdict.value) for verdict in told.values()]),
-        agreement_after=_balanced(labels, [probability >= threshold for probability in yes]),
+        decision=decision,
+        model_alone=_balanced(labels, [probability >= 0.5 for probability in yes]),
+        left_out=_balanced(labels, left_out),
         revision=revision,
         note="",
         usage=usage,
     )
+
+
+def _without(place: int, yes: Sequence[float], votes: Sequence[float], labels: Sequence[bool]) -> bool:
+    """The verdict on one record by weights fitted on the others."""
+    others = [other for other in range(len(labels)) if other != place]
+    decision = fitted([yes[o] for o in others], [votes[o] for o in others], [labels[o] for o in others]) or Decision()
+    return stacked(yes[place], votes[place], decision) >= 0.5
 
 
 def balanced_sample(records: Sequence[Stored], size: int) -> list[Stored]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from memalign import edge
@@ -32,8 +32,7 @@ def _silent(_stage: str, _done: int, _total: int) -> None:
     pass
 
 
-_SMALL_BATCH, _BATCH, _WIDTH = 4, 8, 16
-"""Records in one distillation call, in process and hosted, and how many such calls run at once."""
+_opening = threading.Lock()
 
 
 class Judge:
@@ -82,6 +81,7 @@ class Judge:
         self.k = (1 if in_process else 5) if k is None else k
         self.exemplars = (10 if in_process else 0) if exemplars is None else exemplars
         self.explain = not in_process if explain is None else explain
+        self._session: Session | None = None
         self.revision: int | None = None
         """The revision it is pinned to by ``at``; None follows memory."""
         if self.k < 0 or self.exemplars < 0:
@@ -93,7 +93,11 @@ class Judge:
         from memalign.memory import judge_settings
         from memalign.stores import open_store
 
-        settings = judge_settings(open_store(memory), name)
+        store = open_store(memory)
+        try:
+            settings = judge_settings(store, name)
+        finally:
+            store.close()
         scale = Scale.from_dict(settings.pop("scale"))
         return cls(name=name, scale=scale, memory=memory, **(settings | changes))
 
@@ -151,15 +155,14 @@ class Judge:
         self, feedback: Iterable[Feedback] = (), *, verify: Literal["off"] = "off", actor: str = "", progress: Progress = _silent
     ) -> AlignReport:
         """Learn from feedback; see ``align``."""
-        from memalign.alignment import align
+        from memalign.alignment import HOSTED, IN_PROCESS, align
 
         if verify != "off":
             raise ConfigurationError(f"verify={verify!r} is not known; this release knows verify='off'")
         self._writable()
-        in_process = _name(self.reflection_model).startswith("local/")
-        size, width = (_SMALL_BATCH, 1) if in_process else (_BATCH, _WIDTH)
+        pace = IN_PROCESS if _name(self.reflection_model).startswith("local/") else HOSTED
         checked = self._checked(feedback)
-        return await align(self.session, self.task, checked, actor=actor, batch_size=size, width=width, progress=progress)
+        return await align(self.session, self.task, checked, actor=actor, pace=pace, progress=progress)
 
     def overwrite(self, feedback: Feedback, *, actor: str = "", progress: Progress = _silent) -> AlignReport:
         """Replace an expert's earlier record of the same id; guidelines that rested on it are distilled again without it. Raises NotFound."""
@@ -175,7 +178,7 @@ class Judge:
         return edge.run(unalign(self.session, [ids] if isinstance(ids, str) else list(ids), actor=actor))
 
     def calibrate(self, *, sample: int = 40, actor: str = "", progress: Progress = _silent) -> Calibration:
-        """Fit, on the experts' own labels, the probability from which the judge says yes; each record's own case is hidden while it is judged.
+        """Fit, on the experts' own labels, how the model's probability and the vote of similar cases decide; own cases are hidden meanwhile.
 
         Judges at most ``sample`` records. For the boolean scale and models that give token probabilities; else a note says why nothing was fitted.
         """
@@ -215,14 +218,14 @@ class Judge:
         mine = self.session
         pinned = copy.copy(self)
         pinned.revision = revision
-        pinned.session = Session(mine.memory.at(revision), mine.model, mine.reflection_model, mine.embedder)
+        pinned._session = Session(mine.memory.at(revision), mine.model, mine.reflection_model, mine.embedder)
         return pinned
 
     def close(self) -> None:
         """Give back connections and weights; the judge may be used again, but a memory in RAM is lost."""
-        if "session" in self.__dict__:
-            edge.run(self.session.aclose())
-            del self.__dict__["session"]
+        if self._session is not None:
+            edge.run(self._session.aclose())
+            self._session = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -231,7 +234,7 @@ class Judge:
             "instructions": self.instructions,
             "scale": self.scale.to_dict(),
             "model": _name(self.model),
-            "reflection_model": _name(self.reflection_model),
+            "reflection_model": None if self.reflection_model == self.model else _name(self.reflection_model),
             "embedder": self.embedder if isinstance(self.embedder, str) else self.embedder.id,
             "k": self.k,
             "exemplars": self.exemplars,
@@ -247,9 +250,15 @@ class Judge:
 
         return Task(instructions=self.instructions, scale=self.scale, explain=self.explain, secret=self.memory.secret)
 
-    @cached_property
+    @property
     def session(self) -> Session:
-        """The opened parts."""
+        """The opened parts, the same for all threads."""
+        with _opening:
+            if self._session is None:
+                self._session = self._opened()
+            return self._session
+
+    def _opened(self) -> Session:
         from memalign.embedders import open_embedder
         from memalign.memory import Memory
         from memalign.models import open_chat_model
@@ -265,7 +274,7 @@ class Judge:
         return Session(memory, model, model if self.reflection_model == self.model else other, embedder)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "session"}
+        return self.__dict__ | {"_session": None}
 
     def __repr__(self) -> str:
         return f"Judge({self.name!r}, {self.scale.spec}, {_name(self.model)}, memory={self.location!r})"
@@ -283,11 +292,11 @@ class Judge:
         return in_flight(_items(items), lambda item: attempt(self.session, task, item, recall, temperature=self.temperature))
 
     def _checked(self, feedback: Iterable[Feedback]) -> list[Feedback]:
-        """Feedback with its values in the scale's own form. Raises BadRecord, naming the record's place."""
+        """Feedback that can be stored, with its values in the scale's own form. Raises BadRecord, naming the record's place."""
         checked = []
         for place, record in enumerate(feedback, start=1):
             try:
-                checked.append(replace(record, value=self.scale.check(record.value)))
+                checked.append(replace(record.check_storable(), value=self.scale.check(record.value)))
             except BadRecord as error:
                 raise BadRecord(error.reason, field=error.field, row=place) from error
         return checked

@@ -11,10 +11,11 @@ from memalign.errors import MemalignError, UnreadableReply
 from memalign.memory import Memory, View, revisions
 from memalign.memory.log import log_calls, log_verdict
 from memalign.memory.revisions import Decision
+from memalign.models import ChatReply
 from memalign.records import Episode, Failure, Item, Verdict, content_hash
 from memalign.rendering import item_text
 from memalign.session import Meter, Session
-from memalign.verdicts import Reading, read
+from memalign.verdicts import read
 from memalign.working import Task, WorkingMemory, assemble, request
 
 Part = Literal["both", "guidelines", "cases", "none"]
@@ -41,8 +42,10 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
     started = time.perf_counter()
     meter = Meter()
     try:
-        view, context = await _recalled(session, meter, task, item, recall)
-        reading = await _asked(session, meter, task, context, view.decision if recall.part == "both" else Decision(), temperature)
+        item.id  # noqa: B018 - refuses at once what is no JSON value
+        view, context, vote = await _recalled(session, meter, task, item, recall)
+        reply = await _asked(session, meter, task, context, temperature)
+        reading = read(task.scale, reply, explain=task.explain, decision=view.decision if recall.part == "both" else Decision(), vote=vote)
     except MemalignError:
         await asyncio.to_thread(_log, session.memory, meter, item, None)
         raise
@@ -58,7 +61,8 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
         seconds=time.perf_counter() - started,
         probabilities=reading.probabilities,
     )
-    await asyncio.to_thread(_log, session.memory, meter, item, verdict if recall.own and recall.part == "both" else None)
+    in_service = recall.own and recall.part == "both" and session.memory.pinned_revision is None
+    await asyncio.to_thread(_log, session.memory, meter, item, verdict if in_service else None)
     return verdict
 
 
@@ -68,22 +72,28 @@ async def attempt(session: Session, task: Task, item: Item, recall: Recall, *, t
         return await judge(session, task, item, recall, temperature=temperature)
     except MemalignError as error:
         return Failure(error=f"{type(error).__name__}: {error}", retryable=error.retryable, attempts=getattr(error, "attempts", 1))
+    except Exception as error:  # of a model or embedder that breaks its contract: the verdicts of the other items must not be lost with it
+        return Failure(error=f"{type(error).__name__}: {error}", retryable=False)
 
 
-async def _recalled(session: Session, meter: Meter, task: Task, item: Item, recall: Recall) -> tuple[View, WorkingMemory]:
+async def _recalled(session: Session, meter: Meter, task: Task, item: Item, recall: Recall) -> tuple[View, WorkingMemory, float]:
+    """What memory brings to a judgement: the view, the context, and the vote of the cases if it counts."""
     await session.complete_vectors(meter)
     view = await asyncio.to_thread(session.memory.view)
     guidelines = view.guidelines if recall.part in ("both", "guidelines") else ()
     if recall.part not in ("both", "cases"):
-        return view, assemble(task, item, guidelines)
+        return view, assemble(task, item, guidelines), 0.0
     k = recall.k if view.decision.cases is None else view.decision.cases
-    text, query = item_text(item), None
-    if k > 0 and view.items:
+    text, query, vote = item_text(item), None, 0.0
+    counts = view.decision.vote_weight > 0 and recall.part == "both"
+    if (k > 0 or counts) and view.items:
         key = content_hash(text)
         query = (await session.vectors(meter, {key: text}))[key]
+        if counts:
+            vote = await asyncio.to_thread(session.memory.vote, view, item.id, query, own=recall.own)
     cases = await asyncio.to_thread(session.memory.cases, view, item.id, query, k=k, floor=recall.floor, own=recall.own)
     exemplars = [episode for episode in view.exemplars if recall.own or episode.feedback.item.id != item.id]
-    return view, assemble(task, item, guidelines, exemplars, _fresh(cases.episodes, exemplars))
+    return view, assemble(task, item, guidelines, exemplars, _fresh(cases.episodes, exemplars)), vote
 
 
 def _fresh(similar: tuple[Episode, ...], exemplars: list[Episode]) -> list[Episode]:
@@ -92,13 +102,14 @@ def _fresh(similar: tuple[Episode, ...], exemplars: list[Episode]) -> list[Episo
     return [episode for episode in similar if episode.feedback.id not in shown]
 
 
-async def _asked(session: Session, meter: Meter, task: Task, context: WorkingMemory, decision: Decision, temperature: float) -> Reading:
+async def _asked(session: Session, meter: Meter, task: Task, context: WorkingMemory, temperature: float) -> ChatReply:
+    """A reply that can be read; an unreadable one is asked for again, a little warmer, since the same call would give the same reply."""
     for number in range(1, _ATTEMPTS + 1):
-        reply = await session.ask(
-            meter, session.model, request(task, context, temperature=temperature if number == 1 else max(temperature, 0.3 * number))
-        )
+        warmth = temperature if number == 1 else max(temperature, 0.3 * number)
         try:
-            return read(task.scale, reply, explain=task.explain, decision=decision)
+            reply = await session.ask(meter, session.model, request(task, context, temperature=warmth))
+            read(task.scale, reply, explain=task.explain, decision=Decision())
+            return reply
         except UnreadableReply as error:
             if number == _ATTEMPTS:
                 raise UnreadableReply(f"{session.model.name} gave no readable verdict in {_ATTEMPTS} attempts; the last time: {error}") from error

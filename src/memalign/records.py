@@ -20,7 +20,7 @@ def canonical(value: Any) -> str:
     """One text per JSON value: keys sorted, no white space. Raises BadRecord for what is not JSON."""
     try:
         return _ENCODER.encode(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise BadRecord(f"not a JSON value ({error})") from error
 
 
@@ -81,6 +81,17 @@ class Feedback:
     def item(self) -> Item:
         """What was judged."""
         return Item(inputs=self.inputs, outputs=self.outputs, expectations=self.expectations)
+
+    def check_storable(self) -> Feedback:
+        """The record itself; raises BadRecord when a field is no JSON value or no valid Unicode, so that no store can hold it."""
+        for field_name in ("inputs", "outputs", "expectations", "rationale", "annotator", "id", "source"):
+            try:
+                canonical(getattr(self, field_name)).encode()
+            except BadRecord as error:
+                raise BadRecord(error.reason, field=field_name) from error
+            except UnicodeEncodeError as error:
+                raise BadRecord("holds half of a surrogate pair, which is not valid Unicode", field=field_name) from error
+        return self
 
     def says_the_same_as(self, other: Feedback) -> bool:
         """Whether nothing that teaches differs (time and source do not teach)."""

@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from memalign.errors import EmbeddingError, MemalignError
 from memalign.memory import Memory
@@ -55,6 +56,7 @@ class Session:
         self.embedder = embedder
         self._recent: OrderedDict[str, Vectors] = OrderedDict()
         self._complete = False
+        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     async def ask(self, meter: Meter, model: ChatModel, request: ChatRequest) -> ChatReply:
         """One model call, on the account whether it succeeds or not."""
@@ -67,7 +69,8 @@ class Session:
             meter.calls.append(failed)
             raise
         cost = await asyncio.to_thread(cost_usd, model.name, reply.usage)
-        meter.calls.append(Call(purpose=request.purpose, model=model.name, usage=reply.usage, cost_usd=cost, seconds=time.perf_counter() - started))
+        seconds = reply.seconds or time.perf_counter() - started  # a model's own figure leaves out the wait for a turn
+        meter.calls.append(Call(purpose=request.purpose, model=model.name, usage=reply.usage, cost_usd=cost, seconds=seconds))
         return reply
 
     async def vectors(self, meter: Meter, texts: Mapping[str, str]) -> dict[str, Vectors]:
@@ -89,11 +92,14 @@ class Session:
         """Once a session: embed what memory holds but the present embedder has not seen (after a change of embedder)."""
         if self._complete:
             return
-        texts = await asyncio.to_thread(self.memory.texts_without_vector)
-        if texts:
-            found = dict(zip(texts, await self._embed(meter, list(texts.values())), strict=True))
-            await asyncio.to_thread(self.memory.store_vectors, found)
-        self._complete = True
+        async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):  # the first embeds, the others wait for it
+            if self._complete:
+                return
+            texts = await asyncio.to_thread(self.memory.texts_without_vector)
+            if texts:
+                found = dict(zip(texts, await self._embed(meter, list(texts.values())), strict=True))
+                await asyncio.to_thread(self.memory.store_vectors, found)
+            self._complete = True
 
     async def aclose(self) -> None:
         """Give back connections and memory."""

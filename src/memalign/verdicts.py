@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,43 +24,56 @@ class Reading:
     """Of each label, as the model gave them."""
 
 
-def read(scale: Scale, reply: ChatReply, *, explain: bool, decision: Decision) -> Reading:
-    """Parse a reply strictly; where the experts' labels fitted a threshold and the model gives probabilities, the threshold decides.
+def read(scale: Scale, reply: ChatReply, *, explain: bool, decision: Decision, vote: float = 0.0) -> Reading:
+    """Parse a reply strictly; on the boolean scale, where the model gives probabilities, what the experts' labels fitted decides.
 
-    Raises UnreadableReply.
+    ``vote`` is the vote of the cases, about -1 (no) to 1 (yes). Raises UnreadableReply.
     """
     value, rationale = scale.parse(reply.text, rationale=True) if explain else (scale.parse_label(reply.text), "")
     probabilities = label_probabilities(scale.labels, reply.logprobs) if reply.logprobs else None
     if probabilities is None:
         return Reading(value, rationale, None, None)
-    if scale.kind == "boolean" and decision.threshold is not None:
-        yes = recentred(probabilities["yes"], decision.threshold)
+    if scale.kind == "boolean" and decision != Decision(cases=decision.cases):
+        yes = stacked(probabilities["yes"], vote, decision)
         return Reading(yes >= 0.5, rationale, max(yes, 1.0 - yes), probabilities)
     return Reading(value, rationale, probabilities[scale.label_of(value)], probabilities)
 
 
-def recentred(probability: float, threshold: float) -> float:
-    """A probability whose log-odds are moved so that the threshold comes to lie at one half."""
-    odds = [min(max(p, 1e-9), 1.0 - 1e-9) for p in (probability, threshold)]
-    shift = math.log(odds[0] / (1.0 - odds[0])) - math.log(odds[1] / (1.0 - odds[1]))
-    return 1.0 / (1.0 + math.exp(-shift))
+def stacked(probability: float, vote: float, decision: Decision) -> float:
+    """The probability of yes from the model's probability and the cases' vote, by the fitted weights."""
+    odds = decision.model_weight * log_odds(probability) + decision.vote_weight * vote + decision.bias
+    return 1.0 / (1.0 + math.exp(-max(min(odds, 50.0), -50.0)))
 
 
-def fitted_threshold(probabilities: list[float], values: list[bool]) -> float | None:
-    """The probability of yes from which "yes" agrees best with the experts (balanced accuracy), midway between its two neighbours.
+def log_odds(probability: float) -> float:
+    """The logarithm of the odds, kept finite."""
+    kept = min(max(probability, 1e-6), 1.0 - 1e-6)
+    return math.log(kept / (1.0 - kept))
 
-    Ties go to the middle of the longest best stretch. None unless both verdicts occur.
+
+def fitted(probabilities: Sequence[float], votes: Sequence[float], values: Sequence[bool]) -> Decision | None:
+    """The weights under which model and vote agree best with the experts: logistic regression with a unit Gaussian prior (MAP, Newton's method).
+
+    Features are scaled to unit variance for the prior, and both verdicts weigh the same. None unless both verdicts occur.
     """
-    positives, negatives = values.count(True), values.count(False)
-    if not positives or not negatives:
+    import numpy as np
+
+    labels = np.array(values, dtype=float)
+    if not 0 < labels.sum() < len(labels):
         return None
-    ranked = sorted(zip(probabilities, values, strict=True))
-    cuts = [0.0, *((a[0] + b[0]) / 2 for a, b in itertools.pairwise(ranked)), 1.0]
-    scored = []
-    for cut in dict.fromkeys(cuts):
-        true_positives = sum(p >= cut and v for p, v in ranked)
-        true_negatives = sum(p < cut and not v for p, v in ranked)
-        scored.append((round(true_positives / positives + true_negatives / negatives, 9), cut))
-    best = max(score for score, _ in scored)
-    good = [cut for score, cut in scored if score == best]
-    return sum(good) / len(good) if len(good) < 3 else good[len(good) // 2]
+    features = np.column_stack([[log_odds(p) for p in probabilities], list(votes)])
+    centre, spread = features.mean(axis=0), features.std(axis=0) + 1e-9
+    design = np.column_stack([(features - centre) / spread, np.ones(len(labels))])
+    weight = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
+    prior = np.diag([1.0, 1.0, 1e-3])
+    found = np.zeros(3)
+    for _ in range(50):
+        predicted = 1.0 / (1.0 + np.exp(-design @ found))
+        gradient = design.T @ (weight * (predicted - labels)) + prior @ found
+        curvature = design.T @ (design * (weight * predicted * (1 - predicted))[:, None]) + prior
+        step = np.linalg.solve(curvature, gradient)
+        found -= step
+        if np.abs(step).max() < 1e-9:
+            break
+    slopes = np.maximum(found[:2], 0.0) / spread
+    return Decision(model_weight=float(slopes[0]), vote_weight=float(slopes[1]), bias=float(found[2] - slopes @ centre))

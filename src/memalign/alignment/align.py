@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
-from memalign.alignment.distil import Distillation, distil
+from memalign.alignment.distil import Distillation, Pace, distil
 from memalign.alignment.report import AlignReport
 from memalign.errors import NotFound
 from memalign.memory import Memory, episodic, revisions, semantic, vectors
@@ -42,9 +42,7 @@ class _Plan:
     embedded: dict[str, Vectors] = field(default_factory=dict)
 
 
-async def align(
-    session: Session, task: Task, feedback: Iterable[Feedback], *, actor: str, batch_size: int, width: int, progress: Progress
-) -> AlignReport:
+async def align(session: Session, task: Task, feedback: Iterable[Feedback], *, actor: str, pace: Pace, progress: Progress) -> AlignReport:
     """Learn from feedback, and from what an earlier alignment could not finish.
 
     Feedback is stored before anything is asked of a model, so no error loses it. Raises what the embedder raises; failures of distillation
@@ -64,7 +62,7 @@ async def align(
     texts = {stored.content_hash: item_text(stored.feedback.item) for stored in plan.waiting if stored.since is None}
     embedding = asyncio.create_task(session.vectors(meter, texts))
     try:
-        distilled = await distil(session, meter, task, learnable, plan.guidelines, batch_size=batch_size, width=width, progress=count)
+        distilled = await distil(session, meter, task, learnable, plan.guidelines, pace=pace, progress=count)
         plan.embedded = await embedding
     finally:
         embedding.cancel()
@@ -113,10 +111,11 @@ def _commit(memory: Memory, plan: _Plan, distilled: Distillation, seen: Counter[
     with memory.store.writing() as connection:
         before = revisions.current(connection, judge_id)
         still = episodic.undistilled(connection, [stored.row for stored in plan.waiting])
+        silent = {stored.row for stored in [*plan.waiting, *plan.again] if not stored.feedback.rationale.strip()}
         admitted = [stored for stored in plan.waiting if stored.since is None and stored.row in still]
         revision, retired = before, list[str]()
         changed, joined = list[str](), list[str]()
-        if still:
+        if admitted or still & (distilled.consumed | silent):
             revision = before + 1
             vectors.store(connection, memory.embedder, plan.embedded)
             replaced = list(episodic.live_rows(connection, judge_id, [stored.feedback.id for stored in admitted]).values())
@@ -125,9 +124,8 @@ def _commit(memory: Memory, plan: _Plan, distilled: Distillation, seen: Counter[
             episodic.retract(connection, replaced, revision)
             episodic.admit(connection, [stored.row for stored in admitted], revision)
             usable = {stored.row for stored in plan.waiting if stored.row in still} | again
-            changed, joined = _apply(connection, judge_id, revision, distilled, usable)
-            silent = {stored.row for stored in [*plan.waiting, *plan.again] if not stored.feedback.rationale.strip()}
-            episodic.mark_distilled(connection, sorted((distilled.consumed | silent) & usable), revision)
+            changed, joined, stranded = _apply(connection, judge_id, revision, distilled, usable)
+            episodic.mark_distilled(connection, sorted((distilled.consumed | silent) & usable - stranded), revision)
             counts = {
                 "admitted": len(admitted),
                 "replaced": len(replaced),
@@ -158,22 +156,29 @@ def _commit(memory: Memory, plan: _Plan, distilled: Distillation, seen: Counter[
     )
 
 
-def _apply(connection: Connection, judge_id: int, revision: int, distilled: Distillation, usable: set[int]) -> tuple[list[str], list[str]]:
-    """Carry out the proposals whose evidence still holds; gives the ids of new guidelines and of those that gained evidence."""
+def _apply(connection: Connection, judge_id: int, revision: int, distilled: Distillation, usable: set[int]) -> tuple[list[str], list[str], set[int]]:
+    """Carry out the proposals whose evidence still holds; gives the ids of new guidelines and of those that gained evidence.
+
+    Also the evidence of proposals for guidelines that another process retired meanwhile: it has to be distilled again.
+    """
     current = {g.id: g for g in semantic.at(connection, judge_id, revision) if g.state == "active"}
     same = {semantic.normalised(guideline.text): guideline.id for guideline in current.values()}
-    added, joined = list[str](), list[str]()
+    added, joined, stranded = list[str](), list[str](), set[int]()
+    present = episodic.existing(connection, sorted(set[int]().union(*(proposal.taint for proposal in distilled.proposals))))
     for proposal in distilled.proposals:
-        evidence, taint = proposal.evidence & usable, proposal.taint
+        evidence, taint = proposal.evidence & usable, proposal.taint & present
         known = proposal.guideline_id or same.get(semantic.normalised(proposal.text))
-        if not evidence or (known is not None and known not in current):
+        if not evidence:
+            continue
+        if known is not None and known not in current:
+            stranded |= evidence
             continue
         if known is None:
             added.append(semantic.add(connection, judge_id, revision, text=proposal.text, scope=proposal.scope, evidence=evidence, taint=taint))
         else:
             semantic.support(connection, judge_id, revision, known, evidence=evidence, taint=taint)
             joined.append(known)
-    return added, joined
+    return added, list(dict.fromkeys(joined)), stranded
 
 
 def _retract(memory: Memory, ids: list[str], actor: str) -> AlignReport:

@@ -20,11 +20,30 @@ from memalign.session import Meter, Session
 from memalign.working import Task, fenced
 
 _ATTEMPTS = 3
-_MAX_TOKENS = 1200
 _NEW = "new"
 """Before the place of a proposal: its id until it is stored."""
 _LONGEST_CASE = 2000
 """Characters of a case, and of a reason, that the distilling model reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How much a distilling model is asked at once."""
+
+    batch_size: int = 8
+    """Records in one call."""
+    width: int = 16
+    """Calls at once; each later round sees what the earlier ones proposed."""
+    operations: int = 12
+    """Most proposals in one reply."""
+    part_characters: int = 200
+    """Longest scope, decision or reason of a guideline."""
+    max_tokens: int = 1200
+
+
+HOSTED = Pace()
+IN_PROCESS = Pace(batch_size=6, width=1, operations=3, part_characters=90, max_tokens=320)
+"""A small model on a processor writes some ten tokens a second, and loses the thread in long batches."""
 
 
 @dataclass(slots=True)
@@ -60,20 +79,16 @@ async def distil(
     records: Sequence[Stored],
     guidelines: Sequence[Guideline],
     *,
-    batch_size: int,
-    width: int,
+    pace: Pace,
     progress: Callable[[int], None],
 ) -> Distillation:
-    """Distil records that have reasons. ``width`` batches run at once; each later round sees what the earlier ones proposed.
-
-    ``progress`` is called with the number of records done. Errors of a batch are kept in the result, not raised.
-    """
+    """Distil records that have reasons; ``progress`` hears how many are done. Errors of a batch are kept in the result, not raised."""
     result = Distillation()
-    batches = [records[start : start + batch_size] for start in range(0, len(records), batch_size)]
-    for first in range(0, len(batches), width):
+    batches = [records[start : start + pace.batch_size] for start in range(0, len(records), pace.batch_size)]
+    for first in range(0, len(batches), pace.width):
         seen = _listed(guidelines, result.proposals)
-        wave = list(enumerate(batches[first : first + width], start=first))
-        await asyncio.gather(*(_batch(session, meter, task, number, batch, seen, result, progress) for number, batch in wave))
+        wave = list(enumerate(batches[first : first + pace.width], start=first))
+        await asyncio.gather(*(_batch(session, meter, task, pace, number, batch, seen, result, progress) for number, batch in wave))
         if len(wave) > 1:
             await _merge(session, meter, result)
     return result
@@ -83,6 +98,7 @@ async def _batch(
     session: Session,
     meter: Meter,
     task: Task,
+    pace: Pace,
     number: int,
     batch: Sequence[Stored],
     seen: Sequence[Guideline],
@@ -93,9 +109,13 @@ async def _batch(
     texts = [f"{item_text(stored.feedback.item)}\n{stored.feedback.rationale}" for stored in batch]
     known = [guideline.id for guideline in seen]
     try:
-        proposals = await _ask(session, meter, _request(task, batch, seen))
-    except MemalignError as error:
-        failed = FailedBatch(feedback_ids=tuple(stored.feedback.id for stored in batch), error=str(error), retryable=error.retryable)
+        proposals = await _ask(session, meter, _request(task, pace, batch, seen))
+    except Exception as error:  # also of a model that breaks its contract: it must not take the other batches with it
+        failed = FailedBatch(
+            feedback_ids=tuple(stored.feedback.id for stored in batch),
+            error=str(error) if isinstance(error, MemalignError) else f"{type(error).__name__}: {error}",
+            retryable=isinstance(error, MemalignError) and error.retryable,
+        )
         result.failed.append((failed, rows))
         return
     finally:
@@ -142,7 +162,7 @@ async def _ask(session: Session, meter: Meter, request: ChatRequest) -> list[dic
     raise AssertionError
 
 
-def _request(task: Task, batch: Sequence[Stored], seen: Sequence[Guideline]) -> ChatRequest:
+def _request(task: Task, pace: Pace, batch: Sequence[Stored], seen: Sequence[Guideline]) -> ChatRequest:
     cases = [
         {
             "item": fenced(task.secret, trimmed(item_text(stored.feedback.item), _LONGEST_CASE)),
@@ -156,8 +176,8 @@ def _request(task: Task, batch: Sequence[Stored], seen: Sequence[Guideline]) -> 
             Message("system", render("distil_system", instructions=task.instructions, scale=task.scale.prompt())),
             Message("user", render("distil_user", guidelines=seen, cases=cases)),
         ),
-        schema=schema([guideline.id for guideline in seen]),
-        max_tokens=_MAX_TOKENS,
+        schema=schema([guideline.id for guideline in seen], most=pace.operations, part_characters=pace.part_characters),
+        max_tokens=pace.max_tokens,
         purpose="distil",
     )
 

@@ -17,9 +17,10 @@ _LONGEST_COPY = 8
 """Words in a row that a guideline may share with a case."""
 
 _VERDICT_ORDER = re.compile(
-    r"\b(always|never)\s+(answer|say|reply with|decide|return|choose)\s+[\"']?(yes|no|true|false|a|b|tie|[0-9]+)\b", re.IGNORECASE
+    r"\b(always|never)\s+(answer|say|reply with|decide|return|choose)\s+[\"']?"
+    r"((yes|no|true|false|tie|[0-9]+)\b|[ab](?=[\"']?\s*([.,;!]|because\b|$)))",  # "choose a polite tone" is no order
+    re.IGNORECASE,
 )
-_PART = {"type": "string", "maxLength": 200}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,16 @@ class Rejected:
 Operation = Add | Support
 
 
-def schema(known_ids: Sequence[str]) -> dict[str, Any]:
+def schema(known_ids: Sequence[str], *, most: int = MOST_OPERATIONS, part_characters: int = 200) -> dict[str, Any]:
     """The JSON schema of a distillation's reply; SUPPORT is offered only when there is something to support."""
-    cases = {"type": "array", "items": {"type": "integer"}}
-    parts: dict[str, Any] = {"op": {"type": "string", "enum": ["add"]}, "when": _PART, "decide": _PART, "because": _PART, "cases": cases}
+    cases = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+    part = {"type": "string", "minLength": 3, "maxLength": part_characters}
+    parts: dict[str, Any] = {"op": {"type": "string", "enum": ["add"]}, "when": part, "decide": part, "because": part, "cases": cases}
     variants = [_object(parts)]
     if known_ids:
         guideline = {"type": "string", "enum": list(known_ids)}
         variants.append(_object({"op": {"type": "string", "enum": ["support"]}, "guideline": guideline, "cases": cases}))
-    operations = {"type": "array", "items": {"anyOf": variants} if len(variants) > 1 else variants[0]}
+    operations = {"type": "array", "maxItems": most, "items": {"anyOf": variants} if len(variants) > 1 else variants[0]}
     return _object({"operations": operations})
 
 
@@ -67,9 +69,9 @@ def parse(text: str) -> list[dict[str, Any]]:
     """The proposals of a reply, unchecked. Raises UnreadableReply."""
     body = re.sub(r"\A\s*```(?:json)?|```\s*\Z", "", text)
     try:
-        found = json.loads(body)
+        found = json.loads(json.dumps(json.loads(body), ensure_ascii=False).encode("utf-8", "replace"))  # no half surrogate pairs
         operations = found["operations"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UnreadableReply(f"the distillation is not the JSON that was asked for ({type(error).__name__})") from error
     if not isinstance(operations, list) or not all(isinstance(operation, dict) for operation in operations):
         raise UnreadableReply("the distillation's operations are not a list of objects")

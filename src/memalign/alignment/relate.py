@@ -29,7 +29,7 @@ async def duplicates(session: Session, meter: Meter, texts: Sequence[str]) -> li
         reply = await session.ask(meter, session.reflection_model, request)
         groups = json.loads(reply.text)["groups"]
         return _disjoint(groups, len(texts))
-    except (MemalignError, ValueError, TypeError, KeyError):
+    except (MemalignError, ValueError, TypeError, KeyError, RecursionError):
         return []
 
 

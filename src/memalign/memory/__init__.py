@@ -9,16 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, insert, select, update
 
 from memalign.errors import ConfigurationError, NotFound
-from memalign.memory import episodic, log, revisions, semantic, vectors
+from memalign.memory import episodic, log, revisions, semantic, vectors, vote
 from memalign.memory.episodic import Stored
 from memalign.memory.exemplars import Candidate, choose
 from memalign.memory.retrieval import ItemIndex
 from memalign.memory.revisions import Decision, Revision
+from memalign.memory.vote import Ballot
 from memalign.records import Episode, Guideline, Usage
 from memalign.rendering import item_text
 from memalign.stores import Store, schema
@@ -66,6 +68,7 @@ class Memory:
         self._settings = settings
         self._index, self._indexed = ItemIndex(), 0
         self._view: View | None = None
+        self._ballots: tuple[int, Ballot | None] | None = None
         self._lock = threading.RLock()
 
     # What experts see
@@ -119,6 +122,20 @@ class Memory:
         order = {key: place for place, key in enumerate(ranked)}
         found.sort(key=lambda stored: order[stored.item_id])
         return Cases(episodes=tuple(episodic.episode(stored) for stored in found), similarity=tuple(ranked[stored.item_id] for stored in found))
+
+    def vote(self, view: View, item_id: str, query: Vectors, *, own: bool) -> float:
+        """What the experts' verdicts on similar items say of an item: about -1 (no) to 1 (yes). Boolean scale only; 0.0 without cases."""
+        ballot = self._ballot(view)
+        if ballot is None:
+            return 0.0
+        if not own and item_id in ballot.place:
+            return float(ballot.left_out[ballot.place[item_id]])
+        return float(ballot.weights @ (ballot.vectors @ query))
+
+    def left_out_votes(self, view: View) -> dict[str, float]:
+        """Item id -> the vote on it by all other items."""
+        ballot = self._ballot(view)
+        return {} if ballot is None else {item_id: float(ballot.left_out[place]) for item_id, place in ballot.place.items()}
 
     def known_vectors(self, hashes: Sequence[str]) -> dict[str, Vectors]:
         """Content hash -> vector, for those already stored."""
@@ -215,6 +232,18 @@ class Memory:
         chosen = set(choose(candidates, self._exemplars))
         return tuple(episodic.episode(stored) for stored in held if stored.item_id in chosen)
 
+    def _ballot(self, view: View) -> Ballot | None:
+        with self._lock:
+            if self._ballots is None or self._ballots[0] != view.revision:
+                held = [stored for stored in self.stored() if stored.item_id in self._index]
+                labels: dict[str, list[float]] = {}
+                for stored in held:
+                    labels.setdefault(stored.item_id, []).append(1.0 if stored.feedback.value is True else -1.0)
+                newest = list(labels)[-vote.MOST_CASES :]
+                cast = {item_id: sum(labels[item_id]) / len(labels[item_id]) for item_id in newest}
+                self._ballots = (view.revision, vote.cast(cast, self._index.vector) if cast else None)
+            return self._ballots[1]
+
     @contextmanager
     def _reading(self) -> Iterator[tuple[Connection, int]]:
         judge_id = self.judge_id  # before the connection: it may have to write
@@ -229,7 +258,9 @@ def judge_names(store: Store) -> list[str]:
 
 
 def judge_settings(store: Store, name: str) -> dict[str, Any]:
-    """The stored settings of a judge. Raises NotFound."""
+    """The stored settings of a judge. Raises NotFound; a file that does not exist is not made."""
+    if store.location is not None and not Path(store.location).exists():
+        raise NotFound(f"no memory {store.location}, so no judge {name!r}; check the path, or make the judge with Judge(...)")
     with store.reading() as connection:
         stored: str | None = connection.execute(select(schema.judge.c.settings).where(schema.judge.c.name == name)).scalar()
     if stored is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, insert, select, true, update
 
 from memalign.memory.revisions import holds_at, now
 from memalign.records import Episode, Feedback, Item, canonical, content_hash
@@ -18,6 +18,9 @@ from memalign.stores import schema
 _TABLE = schema.feedback
 _CHUNK = 500
 """Ids in one query: below every database's limit of parameters."""
+
+_OF_ITEMS = select(_TABLE).where(_TABLE.c.judge_id == bindparam("judge"), _TABLE.c.item_id.in_(bindparam("items", expanding=True)))
+"""Without a condition on revisions: given one, SQLite reads all that hold, by that index, instead of the few items."""
 
 Change = Literal["new", "changed", "unchanged"]
 
@@ -92,8 +95,9 @@ def of_items(connection: Connection, judge_id: int, revision: int, item_ids: Seq
     """The records on some items that hold in a revision, oldest first."""
     if not item_ids:
         return []
-    condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.item_id.in_(item_ids) & holds_at(_TABLE, revision)
-    return [_stored(row) for row in connection.execute(select(_TABLE).where(condition).order_by(_TABLE.c.row))]
+    found = connection.execute(_OF_ITEMS, {"judge": judge_id, "items": list(item_ids)}).all()
+    held = [row for row in found if row.since is not None and row.since <= revision and (row.until is None or row.until > revision)]
+    return [_stored(row) for row in sorted(held, key=lambda row: row.row)]
 
 
 def live_rows(connection: Connection, judge_id: int, ids: Iterable[str]) -> dict[str, int]:
@@ -123,14 +127,21 @@ def mark_distilled(connection: Connection, rows: Sequence[int], revision: int | 
 
 def drop_waiting(connection: Connection, judge_id: int, ids: Sequence[str]) -> set[str]:
     """Delete versions that were recorded but never committed; gives their ids."""
-    condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.id.in_(ids) & _TABLE.c.since.is_(None)
-    return set(connection.execute(_TABLE.delete().where(condition).returning(_TABLE.c.id)).scalars())
+    gone: set[str] = set()
+    for start in range(0, len(ids), _CHUNK):
+        condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.id.in_(ids[start : start + _CHUNK]) & _TABLE.c.since.is_(None)
+        gone |= set(connection.execute(_TABLE.delete().where(condition).returning(_TABLE.c.id)).scalars())
+    return gone
 
 
 def undistilled(connection: Connection, rows: Sequence[int]) -> set[int]:
     """Which of some versions still wait for distillation and were not retracted meanwhile."""
-    condition = _TABLE.c.row.in_(rows) & _TABLE.c.distilled.is_(None) & _TABLE.c.until.is_(None)
-    return set(connection.execute(select(_TABLE.c.row).where(condition)).scalars())
+    return _which(connection, rows, _TABLE.c.distilled.is_(None) & _TABLE.c.until.is_(None))
+
+
+def existing(connection: Connection, rows: Sequence[int]) -> set[int]:
+    """Which of some versions were not deleted meanwhile."""
+    return _which(connection, rows, true())
 
 
 def contested(connection: Connection, judge_id: int, revision: int) -> list[str]:
@@ -158,6 +169,14 @@ def episode(stored: Stored) -> Episode:
 def _set(connection: Connection, rows: Sequence[int], **values: int | None) -> None:
     for start in range(0, len(rows), _CHUNK):
         connection.execute(update(_TABLE).where(_TABLE.c.row.in_(rows[start : start + _CHUNK])).values(values))
+
+
+def _which(connection: Connection, rows: Sequence[int], condition: ColumnElement[bool]) -> set[int]:
+    found: set[int] = set()
+    for start in range(0, len(rows), _CHUNK):
+        query = select(_TABLE.c.row).where(_TABLE.c.row.in_(rows[start : start + _CHUNK]), condition)
+        found |= set(connection.execute(query).scalars())
+    return found
 
 
 def _newest(connection: Connection, judge_id: int, feedback_id: str) -> Row[Any] | None:

@@ -57,7 +57,7 @@ def log_verdict(connection: Connection, judge_id: int, item_id: str, verdict: Ve
             at=now(),
             item_id=item_id,
             value=canonical(verdict.value),
-            rationale=verdict.rationale,
+            rationale=verdict.rationale.encode("utf-8", "replace").decode(),  # a model may write half of a surrogate pair
             confidence=verdict.confidence,
             revision=verdict.revision,
             guideline_ids=json.dumps(verdict.guideline_ids),

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from memalign.embedders import Vectors
 
 
+_BLOCK = 1 << 18
+"""Numbers in one product of matrix and vector: from some 400,000 on, BLAS wakes threads, which on busy cores costs 4 ms and gains nothing,
+since memory is the limit."""
+
+
 class ItemIndex:
     """The vectors of the items that memory holds; each item once, however many experts spoke of it.
 
@@ -76,8 +81,16 @@ class ItemIndex:
             return []
         if query.shape != (self._vectors.shape[1],):
             raise EmbeddingError(f"memory holds vectors of {self._vectors.shape[1]} dimensions, the query has {query.shape[-1]}")
-        similarity = self._vectors[: len(self._ids)] @ query
+        similarity = _products(self._vectors[: len(self._ids)], query)
         wanted = min(k + (exclude is not None), len(self._ids))
         best = np.argpartition(-similarity, wanted - 1)[:wanted]
         ranked = sorted(((float(similarity[place]), self._ids[place]) for place in best), key=lambda pair: (-pair[0], pair[1]))
         return [(item_id, score) for score, item_id in ranked if item_id != exclude and score >= floor][:k]
+
+
+def _products(vectors: Vectors, query: Vectors) -> Vectors:
+    rows = max(1, _BLOCK // vectors.shape[1])
+    found = np.empty(len(vectors), dtype=np.float32)
+    for start in range(0, len(vectors), rows):
+        np.dot(vectors[start : start + rows], query, out=found[start : start + rows])
+    return found

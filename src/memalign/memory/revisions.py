@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, func, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, func, insert, or_, select
 
 from memalign.stores import schema
+
+_NEWEST = select(func.max(schema.revision.c.number)).where(schema.revision.c.judge_id == bindparam("judge"))
 
 
 def now() -> str:
@@ -22,8 +24,12 @@ def now() -> str:
 class Decision:
     """What the experts' own labels decided about judging; null fields mean: nothing was decided, defaults hold."""
 
-    threshold: float | None = None
-    """Boolean scale: the least probability of yes that is read as yes."""
+    model_weight: float = 1.0
+    """Boolean scale: how much the log-odds that the model gives to yes count."""
+    vote_weight: float = 0.0
+    """How much the vote of the experts' cases counts; 0: it is not asked."""
+    bias: float = 0.0
+    """Added to the sum of both; yes is said from a sum of 0."""
     cases: int | None = None
     """How many similar cases a judgement is shown."""
 
@@ -46,7 +52,7 @@ def holds_at(table: Table, revision: int) -> ColumnElement[bool]:
 
 def current(connection: Connection, judge_id: int) -> int:
     """The newest revision of a judge's memory; 0 when nothing was ever stored."""
-    number: int | None = connection.execute(select(func.max(schema.revision.c.number)).where(schema.revision.c.judge_id == judge_id)).scalar()
+    number: int | None = connection.execute(_NEWEST, {"judge": judge_id}).scalar()
     return number or 0
 
 

@@ -13,6 +13,7 @@ from memalign.records import Guideline, GuidelineState
 from memalign.stores import schema
 
 _TABLE = schema.guideline
+_CHUNK = 500
 
 
 def at(connection: Connection, judge_id: int, revision: int) -> list[Guideline]:
@@ -110,9 +111,14 @@ def _link(connection: Connection, guideline_row: int, signs: dict[int, int], tai
 
 
 def _resting_on(connection: Connection, judge_id: int, rows: set[int]) -> Sequence[Row[Any]]:
-    link = schema.evidence
-    condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.until.is_(None) & link.c.feedback_row.in_(rows) & (_TABLE.c.state != "retired")
-    return connection.execute(select(_TABLE).join(link, link.c.guideline_row == _TABLE.c.row).where(condition).distinct()).all()
+    link, wanted = schema.evidence, sorted(rows)
+    condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.until.is_(None) & (_TABLE.c.state != "retired")
+    resting = select(_TABLE).join(link, link.c.guideline_row == _TABLE.c.row).where(condition)
+    found: dict[int, Row[Any]] = {}
+    for start in range(0, len(wanted), _CHUNK):
+        chunk = connection.execute(resting.where(link.c.feedback_row.in_(wanted[start : start + _CHUNK])))
+        found |= {row.row: row for row in chunk}
+    return [found[key] for key in sorted(found)]
 
 
 def _live(connection: Connection, judge_id: int, guideline_id: str) -> Row[Any]:

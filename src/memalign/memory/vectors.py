@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 
 from memalign.memory.revisions import holds_at
 from memalign.stores import schema
@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 
 _TABLE = schema.vector
 _CHUNK = 500
+_KNOWN = select(_TABLE.c.content_hash, _TABLE.c.data).where(
+    _TABLE.c.embedder == bindparam("embedder"), _TABLE.c.content_hash.in_(bindparam("hashes", expanding=True))
+)
 
 
 def known(connection: Connection, embedder: str, hashes: Sequence[str]) -> dict[str, Vectors]:
     """Content hash -> vector, for those that are stored."""
     found: dict[str, Vectors] = {}
     for start in range(0, len(hashes), _CHUNK):
-        condition = (_TABLE.c.embedder == embedder) & _TABLE.c.content_hash.in_(hashes[start : start + _CHUNK])
-        for row in connection.execute(select(_TABLE.c.content_hash, _TABLE.c.data).where(condition)):
+        for row in connection.execute(_KNOWN, {"embedder": embedder, "hashes": list(hashes[start : start + _CHUNK])}):
             found[row.content_hash] = np.frombuffer(row.data, dtype="<f4")
     return found
 

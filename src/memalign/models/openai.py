@@ -109,7 +109,7 @@ def _body(model: str, request: ChatRequest, dialect: _Dialect) -> dict[str, Any]
     if request.schema is None:
         return body
     if dialect.structured == "schema":
-        described = {"name": TOOL_NAME, "strict": True, "schema": request.schema}
+        described = {"name": TOOL_NAME, "strict": True, "schema": strict(request.schema)}
         body["response_format"] = {"type": "json_schema", "json_schema": described}
     elif dialect.structured == "tool":
         function = {"name": TOOL_NAME, "description": "Give the reply.", "parameters": request.schema}
@@ -118,6 +118,13 @@ def _body(model: str, request: ChatRequest, dialect: _Dialect) -> dict[str, Any]
     else:
         _ask_in_words(messages, request.schema)
     return body
+
+
+def strict(schema: Any) -> Any:
+    """The schema without limits of length, which strict mode refuses."""
+    if isinstance(schema, Mapping):
+        return {key: strict(part) for key, part in schema.items() if key not in ("minLength", "maxLength")}
+    return [strict(part) for part in schema] if isinstance(schema, list) else schema
 
 
 def _ask_in_words(messages: list[dict[str, str]], schema: Mapping[str, Any]) -> None:

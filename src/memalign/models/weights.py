@@ -97,12 +97,12 @@ def assemble(weights: PinnedWeights, folder: Path, *, progress: Progress | None 
     Several processes may do this at once: one works, the others wait and use its file. Raises ConfigurationError.
     """
     path = folder / weights.file_name
-    if _is_stamped(path, weights):
+    if is_verified(path, weights):
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            if _is_stamped(path, weights):
+            if is_verified(path, weights):
                 return path
             if not (_has_size(path, weights) and _sha256(path, progress) == weights.sha256):
                 _write(weights, path, progress)
@@ -197,7 +197,8 @@ def _stamp(path: Path, weights: PinnedWeights) -> None:
     temporary.replace(stamp)
 
 
-def _is_stamped(path: Path, weights: PinnedWeights) -> bool:
+def is_verified(path: Path, weights: PinnedWeights) -> bool:
+    """Whether the file was proven right and has not changed since; reads no more than its stamp."""
     with contextlib.suppress(OSError, ValueError):
         return bool(json.loads(path.with_suffix(".verified").read_text()) == _marks(path, weights))
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ class SqliteStore:
         self._location = location
         self._wait_seconds = wait_seconds
         self._engine: Engine | None = None
+        self._pid = 0
         self._lock = threading.RLock()
 
     @property
@@ -52,7 +54,7 @@ class SqliteStore:
         """Close the file's connections."""
         with self._lock:
             if self._engine is not None:
-                self._engine.dispose()
+                self._engine.dispose(close=not self._forked())
                 self._engine = None
 
     @contextmanager
@@ -72,8 +74,10 @@ class SqliteStore:
                 self._lock.release()
 
     def _open(self) -> Engine:
-        if self._engine is None:
+        if self._engine is None or self._forked():
             with self._lock:
+                if self._forked():
+                    self.close()
                 if self._engine is None:
                     engine = self._new_engine()
                     try:
@@ -81,8 +85,12 @@ class SqliteStore:
                     except BaseException:
                         engine.dispose()
                         raise
-                    self._engine = engine
+                    self._engine, self._pid = engine, os.getpid()
         return self._engine
+
+    def _forked(self) -> bool:
+        """Whether the connections belong to the parent process: SQLite's locks do not survive a fork, memory in RAM does."""
+        return self._engine is not None and self._location is not None and self._pid != os.getpid()
 
     def _new_engine(self) -> Engine:
         if self._location is None:
@@ -108,7 +116,7 @@ class SqliteStore:
         connection.isolation_level = None  # the begin event says what kind of transaction it is
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {int(self._wait_seconds * 1000)}")
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
+        for pragma in ("synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
@@ -134,8 +142,11 @@ def _on_begin(connection: Connection) -> None:
 def _migrate(engine: Engine, location: str | None) -> None:
     """Bring the schema to HEAD. Alembic is imported only when there is something to do: it costs more than opening the file."""
     with engine.connect() as connection, connection.begin():
-        if _version(connection, location) == HEAD:
-            return
+        version = _version(connection, location)  # refuses a foreign file before anything is written to it
+    if location is not None:
+        _use_wal(engine)
+    if version == HEAD:
+        return
     with engine.connect() as connection:
         connection.execution_options(memalign_writing=True)
         with connection.begin():
@@ -149,6 +160,15 @@ def _migrate(engine: Engine, location: str | None) -> None:
             config.set_main_option("path_separator", "os")
             config.attributes["connection"] = connection
             command.upgrade(config, HEAD)
+
+
+def _use_wal(engine: Engine) -> None:
+    """Keep the file in WAL from now on; a transaction cannot change it, and a file that is in WAL already takes no lock."""
+    connection = engine.raw_connection()
+    try:
+        connection.cursor().execute("PRAGMA journal_mode = WAL").close()
+    finally:
+        connection.close()
 
 
 def _version(connection: Connection, location: str | None) -> str | None:

@@ -1,0 +1,6 @@
+"""``python -m memalign``."""
+
+from memalign.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The command line: ``memalign`` and its commands. Heavy parts are imported inside the commands, so that help comes at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from memalign import __version__
+from memalign.cli import align, calibrate, demo, doctor, evaluate, init, judge, memory
+from memalign.errors import MemalignError
+
+INTERRUPTED = 130
+
+
+class _Group(TyperGroup):
+    """Turns what memalign raises, and Ctrl-C, into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MemalignError as error:
+            if os.environ.get("MEMALIGN_DEBUG") == "1":
+                raise
+            raise typer.Exit(_told(error)) from None
+        except KeyboardInterrupt:
+            print("\ninterrupted: nothing is lost, run the same command again", file=sys.stderr)  # noqa: T201
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    name="memalign",
+    cls=_Group,
+    help="Align an LLM judge with what experts say, through a memory that learns from their feedback.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: loading rich would take longer than all the rest
+    pretty_exceptions_enable=False,
+)
+app.command("demo", short_help="See what a judge learns from feedback.")(demo.demo)
+app.command("init")(init.init)
+app.command("align")(align.align)
+app.command("judge")(judge.judge)
+app.command("eval")(evaluate.evaluate)
+app.command("calibrate")(calibrate.calibrate)
+app.command("doctor")(doctor.doctor)
+app.add_typer(memory.app, name="memory", short_help="Look at what a judge learned, or take back.")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"memalign {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the console script."""
+    app()
+
+
+def _told(error: MemalignError) -> int:
+    """Say what went wrong; gives the exit code: 3 when the same command may succeed later, else 2."""
+    from memalign.cli.printing import note
+
+    note(f"error: {error}")
+    return 3 if error.retryable else 2

@@ -1,0 +1,67 @@
+"""``memalign align``: teach a judge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memalign.cli.options import Actor, AsJson, Database, JudgeName
+
+if TYPE_CHECKING:
+    from memalign.records import Feedback
+    from memalign.scale import Scale
+
+
+def align(
+    db: Database,
+    files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="JSONL, CSV or Parquet; - is JSONL on standard input.")] = None,
+    judge: JudgeName = "",
+    actor: Actor = "",
+    strict: Annotated[bool, typer.Option("--strict", help="Learn nothing when any row is bad.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Learn from experts' feedback.
+
+    Without a FILE, take up what an earlier run could not finish.
+    Bad rows are reported and left out. Exit code 1: rows were left out, or some records could not be distilled yet.
+    """
+    from memalign.cli.opening import opened
+    from memalign.cli.printing import emit, progress, say
+    from memalign.cli.weights import watched
+
+    with opened(db, judge) as found:
+        feedback, problems = read(files or [], found.scale, strict=strict)
+        with progress() as tell, watched(found, tell):
+            report = found.align(feedback, actor=actor, progress=tell)
+    if json:
+        emit({**report.to_dict(), "problems": problems})
+    else:
+        for line in report.lines():
+            say(line)
+        if report.unconsumed:
+            say(f"{report.unconsumed} record(s) still wait to be distilled; to go on, run: memalign align")
+    skipped = any(not problem["warning"] for problem in problems)
+    raise typer.Exit(1 if skipped or report.failed_batches else 0)
+
+
+def read(files: list[str], scale: Scale, *, strict: bool = False) -> tuple[list[Feedback], list[dict[str, Any]]]:
+    """The good rows of some files, and the problems of the others, which are also reported on standard error.
+
+    Raises ConfigurationError for a file that cannot be read and, when ``strict``, BadRecord for a bad row.
+    """
+    from memalign.cli.printing import problem_dict, report_problems
+    from memalign.errors import BadRecord
+    from memalign.files import read_feedback
+
+    feedback: list[Feedback] = []
+    problems: list[dict[str, Any]] = []
+    for file in dict.fromkeys(files):
+        result = read_feedback(file, scale)
+        report_problems(file, result.problems)
+        problems += [problem_dict(file, problem) for problem in result.problems]
+        feedback += result.records
+    bad = sum(not problem["warning"] for problem in problems)
+    if strict and bad:
+        raise BadRecord(f"{bad} bad row(s) and --strict: nothing was stored; mend them and run the same command again")
+    return feedback, problems

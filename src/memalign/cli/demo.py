@@ -1,0 +1,180 @@
+"""`memalign demo`: the main job on real input, step by step, with everything measured in the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from memalign.agreement import Agreement
+    from memalign.calibration import Calibration
+    from memalign.demo import Change, Correction, Outcome, Stage
+    from memalign.records import Failure, Verdict
+
+
+def demo(
+    model: Annotated[
+        str, typer.Option(help="The judge: local/... needs no key; openai/... any OpenAI-compatible endpoint.")
+    ] = "local/qwen2.5-coder-1.5b",
+    feedback: Annotated[int, typer.Option(min=4, max=40, help="Records of feedback, of 40.")] = 24,
+    unseen: Annotated[int, typer.Option(min=4, max=24, help="Unseen items on which agreement is measured, of 24.")] = 16,
+    seen: Annotated[int, typer.Option(min=2, max=40, help="Seen items that are judged again.")] = 6,
+    out: Annotated[Path, typer.Option(help="Folder for the memory, the plot and the numbers.")] = Path("demo-out"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of the story.")] = False,
+) -> None:
+    """Teach a judge a shop's house rules from its lead's corrections, and measure what it learned. Five minutes on two cores, no key."""
+    from rich.console import Console
+
+    from memalign import Judge, Scale
+    from memalign.demo import INSTRUCTIONS, run
+
+    console = Console(highlight=False, quiet=as_json)
+    out.mkdir(parents=True, exist_ok=True)
+    database = out / "demo.db"
+    for leftover in out.glob("demo.db*"):
+        leftover.unlink()
+    judge = Judge("appropriate", INSTRUCTIONS, Scale.boolean(), model, memory=str(database))
+    story = _Story(console, out)
+    console.print(f"[bold]The judge[/]  {INSTRUCTIONS}\n[dim]{model}, without memory; what the shop's lead means by it, it cannot know.[/]")
+    try:
+        with _progress() as progress:
+            outcome = run(judge, feedback=feedback, unseen=unseen, seen=seen, tell=story.tell, progress=_Bars(progress))
+    finally:
+        judge.close()
+    _curve(outcome, out / "learning-curve.png")
+    (out / "demo.json").write_text(json.dumps(outcome.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
+    story.end(outcome)
+    if as_json:
+        typer.echo(json.dumps(outcome.to_dict(), ensure_ascii=False))
+
+
+class _Story:
+    """Tells each step as it ends."""
+
+    def __init__(self, console: Console, out: Path) -> None:
+        self._console = console
+        self._out = out
+        self._stages: list[Stage] = []
+
+    def tell(self, step: str, result: Any) -> None:
+        """Print one step."""
+        getattr(self, f"_{step}")(result)
+
+    def end(self, outcome: Outcome) -> None:
+        """Print the curve and the account."""
+        say = self._console.print
+        say("\n[bold]Learning curve[/]  balanced accuracy on unseen items")
+        for stage in outcome.stages:
+            value = stage.agreement.balanced_accuracy
+            if value is not None:
+                say(f"  {stage.records:3d} records  [green]{'█' * round(value.value * 40):40s}[/] {value}")
+        usage = outcome.usage
+        read, cached = usage.prompt_tokens, usage.cached_tokens
+        say(
+            f"\n[bold]Cost of all this[/]  {usage.calls} calls, {read:,} prompt tokens ({cached:,} of them from the prefix cache), "
+            f"{usage.completion_tokens:,} written, {usage.embedded_texts} texts embedded; $0.00; {outcome.seconds:.0f} s"
+            if outcome.model.startswith("local/")
+            else f"\n[bold]Cost of all this[/]  {usage.calls} calls, {read:,} + {usage.completion_tokens:,} tokens; {outcome.seconds:.0f} s"
+        )
+        say(f"[dim]{self._out}/: learning-curve.png, demo.json with every number, and the memory itself. Look around:\n")
+        say(f"  memalign memory list --db {self._out}/demo.db\n  memalign memory history --db {self._out}/demo.db")
+
+    def _stage(self, stage: Stage) -> None:
+        self._stages.append(stage)
+        title = "Before any feedback" if stage.records == 0 else f"After {stage.records} records"
+        self._console.print(f"\n[bold]{title}[/]  on items it has not seen")
+        self._agreement(stage.agreement)
+
+    def _agreement(self, agreement: Agreement) -> None:
+        for line in agreement.lines():
+            self._console.print(f"  {line}")
+
+    def _aligned(self, report: Any) -> None:
+        self._console.print("\n[bold]Aligned[/]")
+        for line in report.lines():
+            self._console.print(f"  {line}", markup=False)
+
+    def _calibrated(self, calibration: Calibration) -> None:
+        if calibration.decision is None or calibration.model_alone is None or calibration.left_out is None:
+            self._console.print(f"  nothing fitted: {calibration.note}")
+            return
+        self._console.print(
+            f"  model and cases weighed on {calibration.judged} of the lead's labels, own cases hidden: balanced accuracy there "
+            f"{calibration.left_out:.2f} (left out), {calibration.model_alone:.2f} by the model alone"
+        )
+
+    def _test(self, test: Any) -> None:
+        self._console.print(f"  against no feedback: {test.fixed} verdicts mended, {test.broken} broken (exact McNemar p = {test.p_value:.2f})")
+
+    def _changes(self, changes: list[Change]) -> None:
+        self._console.print("\n[bold]Verdicts that changed[/]")
+        for change in changes:
+            said = {True: "send it", False: "do not send it"}
+            self._console.print(f"  [italic]{change.item.inputs['customer']}[/]\n  > {change.item.outputs}")
+            self._console.print(f"    before {_said(change.before)}, now {_said(change.after)}; the lead: {said[change.item.value]}")
+            if change.guideline is not None:
+                alone = _said(change.guidelines_alone) if change.guidelines_alone is not None else "-"
+                self._console.print(f"    nearest guideline {change.guideline.id}: {change.guideline.text} [dim](guidelines alone: {alone})[/]")
+            if change.case is not None:
+                record = change.case.feedback
+                self._console.print(f"    nearest case {record.id} ({said[record.value]}): {record.outputs} [dim]{record.rationale}[/]")
+
+    def _seen(self, agreement: Agreement) -> None:
+        self._console.print("\n[bold]On items that the lead has judged[/]  corrected cases stay corrected")
+        self._agreement(agreement)
+
+    def _correction(self, correction: Correction) -> None:
+        self._console.print("\n[bold]A live correction[/]  the lead changes her mind")
+        self._console.print(f"  > {correction.old.outputs}\n  [italic]{correction.new.rationale}[/]")
+        self._console.print(f"  before {_said(correction.before)}, now {_said(correction.after)}, {correction.report.seconds:.0f} s later")
+        for line in correction.report.lines()[2:]:
+            self._console.print(f"  {line}", markup=False)
+
+
+class _Bars:
+    """One progress bar a stage of work."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: Any = None
+        self._stage = ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Move the bar."""
+        if stage != self._stage or self._task is None:
+            self._task, self._stage = self._progress.add_task(stage, total=total), stage
+        self._progress.update(self._task, completed=done, total=total)
+        if done >= total:
+            self._progress.remove_task(self._task)
+            self._task = None
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=Console(stderr=True), transient=True
+    )
+
+
+def _said(verdict: Verdict | Failure) -> str:
+    value = getattr(verdict, "value", None)
+    if value is None:
+        return f"failed ({getattr(verdict, 'error', '')})"
+    confidence = getattr(verdict, "confidence", None)
+    return ("yes" if value else "no") + (f" ({confidence:.2f})" if confidence is not None else "")
+
+
+def _curve(outcome: Outcome, path: Path) -> None:
+    from memalign.plots import Point, learning_curve, save_png
+
+    points = [Point(stage.records, stage.agreement.balanced_accuracy) for stage in outcome.stages if stage.agreement.balanced_accuracy is not None]
+    subtitle = f"{outcome.model}, {outcome.stages[0].agreement.n} unseen items, 95 % bootstrap interval"
+    save_png(learning_curve(points, title="What the experts' feedback taught the judge", subtitle=subtitle), path)

@@ -1,0 +1,119 @@
+"""``memalign init``: register a judge in a memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memalign.cli.options import Database
+from memalign.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from memalign.judge import Judge
+
+_DERIVED = ("reflection_model", "k", "exemplars", "explain")
+"""Settings whose default depends on the model."""
+
+
+def init(
+    db: Database,
+    name: Annotated[str, typer.Option("--judge", envvar="MEMALIGN_JUDGE", help="The judge's name.", show_default=False)],
+    instructions: Annotated[str | None, typer.Option(help="What the judge decides, in plain language; @FILE reads it from a file.")] = None,
+    scale: Annotated[str | None, typer.Option(help="boolean, score:1-5, categories:good,bad, ordered:poor,fair,good, pairwise")] = None,
+    model: Annotated[str | None, typer.Option(help="provider/model, e.g. openai/gpt-4.1-mini or local/qwen2.5-coder-1.5b")] = None,
+    reflection_model: Annotated[str | None, typer.Option(help="The model that distils guidelines; the same unless given.")] = None,
+    embedder: Annotated[str | None, typer.Option(help="local/minilm (the default) or openai/<model>")] = None,
+    k: Annotated[int | None, typer.Option(help="How many similar cases a judgement is shown.")] = None,
+    exemplars: Annotated[int | None, typer.Option(help="How many cases stand before every judgement.")] = None,
+    explain: Annotated[bool | None, typer.Option("--explain/--no-explain", help="Whether a rationale is written before the verdict.")] = None,
+) -> None:
+    """Register a judge or change its settings.
+
+    Of a judge that exists, what is not given stays as it is; its scale cannot be changed.
+    """
+    from memalign.cli.printing import say
+    from memalign.judge import Judge
+
+    given: dict[str, Any] = {
+        "instructions": _text(instructions),
+        "model": model,
+        "reflection_model": reflection_model,
+        "embedder": embedder,
+        "k": k,
+        "exemplars": exemplars,
+        "explain": explain,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    before = _existing(db, name)
+    if before is None:
+        judge = _new(db, name, scale, given)
+    else:
+        _same_scale(before, scale)
+        judge = Judge(name=name, scale=before.scale, memory=db, **(_kept(before) | given))
+    try:
+        _ = judge.memory.judge_id  # registers it
+    finally:
+        judge.close()
+    if before is None:
+        say(f"registered judge {name!r} in {db}: {judge.scale.spec}, {judge.settings['model']}")
+        return
+    old, new = before.settings, judge.settings
+    changes = [key for key in new if new[key] != old[key]]
+    if not changes:
+        say(f"judge {name!r} in {db}: nothing changed")
+    for key in changes:
+        say(f"judge {name!r}: {key} changed from {old[key]!r} to {new[key]!r}")
+    if "embedder" in changes:
+        say("what memory holds will be embedded anew when it is used next")
+
+
+def _existing(db: str, name: str) -> Judge | None:
+    from memalign.cli.opening import names_in
+    from memalign.judge import Judge
+
+    if not Path(db).is_file() or name not in names_in(db):
+        return None
+    return Judge.load(db, name)
+
+
+def _new(db: str, name: str, scale: str | None, given: dict[str, Any]) -> Judge:
+    from memalign.judge import Judge
+    from memalign.scale import Scale
+
+    missing = [
+        f"--{key}" for key, value in {"instructions": given.get("instructions"), "scale": scale, "model": given.get("model")}.items() if not value
+    ]
+    if missing or scale is None:
+        raise ConfigurationError(f"judge {name!r} is new in {db}: give {', '.join(missing)}")
+    return Judge(name=name, scale=Scale.parse_spec(scale), memory=db, **given)
+
+
+def _same_scale(before: Judge, scale: str | None) -> None:
+    from memalign.scale import Scale
+
+    if scale is not None and Scale.parse_spec(scale) != before.scale:
+        raise ConfigurationError(
+            f"judge {before.name!r} has the scale {before.scale.spec}, which cannot be changed to {scale}: verdicts of two scales cannot be mixed; "
+            "give the new judge another name"
+        )
+
+
+def _kept(before: Judge) -> dict[str, Any]:
+    """The stored settings, without those that merely followed from the model: they shall follow the new one."""
+    from memalign.judge import Judge
+
+    stored = before.settings
+    usual = Judge(before.name, before.instructions, before.scale, before.model).settings
+    return {key: value for key, value in stored.items() if key != "scale" and not (key in _DERIVED and value == usual[key])}
+
+
+def _text(instructions: str | None) -> str | None:
+    if instructions is None or not instructions.startswith("@"):
+        return instructions
+    path = Path(instructions[1:])
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read the instructions from {path}: {error}") from error

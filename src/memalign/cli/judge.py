@@ -1,0 +1,204 @@
+"""``memalign judge``: verdicts for the items of a file, or for one item."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from memalign.cli.options import AsJson, Database, JudgeName
+from memalign.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from memalign.files import ItemRow
+    from memalign.judge import Judge
+    from memalign.records import Item, Verdict
+    from memalign.rows import RowProblem
+
+_SHORT = 300
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of the rows of a run."""
+
+    verdicts: int = 0
+    failures: int = 0
+    retryable: int = 0
+    bad_rows: int = 0
+    known: int = 0
+    last_error: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """0: every row has a verdict; 1: some have none; when no item got one, 3 if the same command may help later, else 2."""
+        if self.failures and not self.verdicts + self.known:
+            return 3 if self.retryable else 2
+        return 1 if self.failures or self.bad_rows else 0
+
+    def line(self) -> str:
+        """A short account."""
+        parts = {"judged": self.verdicts, "failed": self.failures, "bad rows skipped": self.bad_rows, "done before": self.known}
+        return ", ".join(f"{count} {name}" for name, count in parts.items() if count or name == "judged")
+
+
+def judge(
+    db: Database,
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="Items as JSONL, CSV or Parquet; - is JSONL on standard input.")] = None,
+    judge: JudgeName = "",
+    out: Annotated[str | None, typer.Option(help="Write results to this file, one JSON line an item; else to standard output.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip the rows that have a verdict in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start --out anew if it exists.")] = False,
+    inputs: Annotated[str | None, typer.Option(help="Judge one item in place of a file: its inputs (text, or a JSON object or list).")] = None,
+    outputs: Annotated[str | None, typer.Option(help="The outputs of the one item.")] = None,
+    expectations: Annotated[str | None, typer.Option(help="The expectations of the one item.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Judge the items of a file, or one item.
+
+    Results of a FILE are one JSON line an item, written as they come, in the order in which they come.
+
+    Exit code 1: some rows have no verdict. When none got one: 3 if it may succeed later, else 2.
+    """
+    from memalign.cli.opening import opened
+    from memalign.cli.printing import note
+
+    single = not (inputs is None and outputs is None and expectations is None)
+    if single == (file is not None):
+        raise ConfigurationError("give a FILE of items, or one item by --inputs and --outputs" + (", not both" if single else ""))
+    with opened(db, judge) as found:
+        if single:
+            if out or resume or overwrite:
+                raise ConfigurationError("--out, --resume and --overwrite are for a FILE of items")
+            _judge_one(found, _cell(inputs), _cell(outputs), _cell(expectations), json=json)
+            return
+        tally = _judge_file(found, str(file), out, resume=resume, overwrite=overwrite)
+    if tally.exit_code or (out and out != "-"):
+        note(tally.line() + (f"; the last failure: {tally.last_error}" if tally.last_error else ""))
+    raise typer.Exit(tally.exit_code)
+
+
+def _judge_file(judge: Judge, file: str, out: str | None, *, resume: bool, overwrite: bool) -> Tally:
+    from memalign import edge
+    from memalign.cli.printing import progress
+    from memalign.cli.results import writing
+    from memalign.cli.weights import watched
+    from memalign.files import iter_items
+
+    tally = Tally()
+    entries: Iterable[ItemRow | RowProblem] = iter_items(file)
+    if file == "-":
+        entries = list(entries)  # items are taken from the event loop, which must not wait for who writes them
+    with writing(out, resume=resume, overwrite=overwrite) as (stream, done):
+        total = _rows(file) if sys.stderr.isatty() and file != "-" else 0
+        rows = _good(entries, file, done, tally)
+        if stream is sys.stdout and stream.isatty():  # results and a bar on one screen would mix
+            edge.run(_stream(judge, rows, stream, tally, lambda: None))
+            return tally
+        with progress() as tell, watched(judge, tell):
+            edge.run(_stream(judge, rows, stream, tally, lambda: tell("judge", tally.verdicts + tally.failures + tally.known, total)))
+    return tally
+
+
+def _good(entries: Iterable[ItemRow | RowProblem], file: str, done: set[Any], tally: Tally) -> Iterator[ItemRow]:
+    """The rows that are still to be judged; bad ones are reported."""
+    from memalign.cli.printing import report_problem
+    from memalign.cli.results import key_of
+    from memalign.rows import RowProblem
+
+    for entry in entries:
+        if isinstance(entry, RowProblem):
+            report_problem(file, entry)
+            tally.bad_rows += not entry.warning
+        elif key_of(entry) in done:
+            tally.known += 1
+        else:
+            yield entry
+
+
+async def _stream(judge: Judge, rows: Iterator[ItemRow], stream: TextIO, tally: Tally, tell: Callable[[], None]) -> None:
+    from memalign.cli.results import line_of
+    from memalign.records import Failure
+
+    under_way: dict[int, ItemRow] = {}
+
+    def items() -> Iterator[Item]:
+        for place, row in enumerate(rows):
+            under_way[place] = row
+            yield row.item
+
+    async with aclosing(judge.astream(items())) as results:  # type: ignore[type-var]
+        async for place, result in results:
+            stream.write(line_of(under_way.pop(place), result) + "\n")
+            stream.flush()
+            if isinstance(result, Failure):
+                tally.failures += 1
+                tally.retryable += result.retryable
+                tally.last_error = result.error
+            else:
+                tally.verdicts += 1
+            tell()
+
+
+def _rows(file: str) -> int:
+    from memalign.files import ItemRow, iter_items
+
+    return sum(isinstance(entry, ItemRow) for entry in iter_items(file))
+
+
+def _judge_one(judge: Judge, inputs: Any, outputs: Any, expectations: Any, *, json: bool) -> None:
+    from memalign.cli.printing import emit, progress
+    from memalign.cli.weights import watched
+
+    with progress() as tell, watched(judge, tell):
+        verdict = judge(inputs=inputs, outputs=outputs, expectations=expectations)
+    if json:
+        emit(verdict.to_dict())
+    else:
+        _show(judge, verdict)
+
+
+def _show(judge: Judge, verdict: Verdict) -> None:
+    from memalign.agreement import short
+    from memalign.cli.printing import one_line, say
+    from memalign.rendering import item_text
+
+    sure = "" if verdict.confidence is None else f" (confidence {short(verdict.confidence)})"
+    say(f"verdict: {judge.scale.label_of(verdict.value)}{sure}")
+    if verdict.rationale:
+        say(f"rationale: {verdict.rationale}")
+    guidelines = {guideline.id: guideline.text for guideline in judge.memory.guidelines(all_states=True)}
+    if verdict.guideline_ids:
+        say("guidelines:")
+    for key in verdict.guideline_ids:
+        say(f"  {key}  {guidelines.get(key, '(withdrawn meanwhile)')}")
+    episodes = {episode.feedback.id: episode.feedback for episode in judge.memory.episodes()} if verdict.episode_ids else {}
+    if verdict.episode_ids:
+        say("cases, the most similar first:")
+    for key in reversed(verdict.episode_ids):
+        if key not in episodes:
+            say(f"  {key}  (withdrawn meanwhile)")
+            continue
+        case = episodes[key]
+        why = f" {one_line(case.rationale, _SHORT)}" if case.rationale else ""
+        say(f"  {key}  {one_line(item_text(case.item), _SHORT)}")
+        say(f"      expert: {judge.scale.label_of(case.value)}.{why}")
+    cost = "" if verdict.cost_usd is None else f", ${verdict.cost_usd:.4f}"
+    tokens = f"{verdict.usage.prompt_tokens:,} + {verdict.usage.completion_tokens:,} tokens"
+    say(f"revision {verdict.revision}, {tokens}{cost}, {verdict.seconds:.1f} s")
+
+
+def _cell(text: str | None) -> Any:
+    """An option's text, read as JSON when it is an object or a list, as in CSV files."""
+    if text is None or not text.lstrip().startswith(("{", "[")):
+        return text
+    import json
+
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,14 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Database = Annotated[str, typer.Option("--db", envvar="MEMALIGN_DB", help="The memory: a file.", show_default=False)]
+JudgeName = Annotated[
+    str, typer.Option("--judge", envvar="MEMALIGN_JUDGE", help="The judge's name; may be left out when the memory holds one judge.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Actor = Annotated[str, typer.Option("--actor", help="Who makes this change, for the history.")]

@@ -1,0 +1,781 @@
+"""Alignment: no record is lost, none is learned twice, and nothing stands that should have gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeJudge, add, distilled, expert, record, says, shown_cases, shown_guidelines, support
+from sqlalchemy import select
+
+from memalign import Judge, edge
+from memalign.alignment.operations import check, guideline_text, parse
+from memalign.embedders.scripted import HashEmbedder
+from memalign.errors import BadRecord, ConfigurationError, ModelRefused, ModelUnavailable, NotFound, UnreadableReply
+from memalign.memory import episodic
+from memalign.models import ChatReply, ChatRequest
+from memalign.models.scripted import ScriptedChatModel
+from memalign.stores import open_store, schema
+
+# Aligns records "from" to "to" (both exclusive of nothing) with a model that takes a while.
+ALIGN_ELSEWHERE = """
+import sys, time
+from pathlib import Path
+path, tests, delay, go, first, last = sys.argv[1:]
+sys.path.insert(0, tests)
+from conftest import expert, record
+from memalign import Judge, Scale
+from memalign.embedders.scripted import HashEmbedder
+from memalign.models.scripted import ScriptedChatModel
+model = ScriptedChatModel(expert, delay_seconds=float(delay))
+judge = Judge("polite", "Is the reply polite?", Scale.boolean(), model, memory=path, embedder=HashEmbedder(), floor=0.0)
+print("ready", flush=True)
+while not Path(go).exists():
+    time.sleep(0.01)
+report = judge.align([record(number, f"reason {number}") for number in range(int(first), int(last))])
+print(len(report.added), report.unconsumed, flush=True)
+judge.close()
+"""
+
+
+class Waiting:
+    """A model that answers only once ``together`` requests have arrived, so that they are in flight at once."""
+
+    name = "scripted/waiting"
+
+    def __init__(self, together: int, answer: Callable[[ChatRequest], Any] = expert) -> None:
+        self.together = together
+        self.requests: list[ChatRequest] = []
+        self._inner = ScriptedChatModel(answer)
+        self._all_here: asyncio.Event | None = None
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        self._all_here = self._all_here or asyncio.Event()
+        self.requests.append(request)
+        if len(self.requests) >= self.together:
+            self._all_here.set()
+        await asyncio.wait_for(self._all_here.wait(), 5)
+        return await self._inner.complete(request)
+
+    async def aclose(self) -> None:
+        pass
+
+
+def purposes(model: Any) -> Counter[str]:
+    return Counter(request.purpose for request in model.requests)
+
+
+def rows(judge: Judge) -> list[Any]:
+    with judge.memory.store.reading() as connection:
+        return list(connection.execute(select(schema.feedback).order_by(schema.feedback.c.row)))
+
+
+def texts(judge: Judge) -> list[str]:
+    return [guideline.text for guideline in judge.memory.guidelines()]
+
+
+# Learning
+
+
+def test_reasons_become_guidelines_and_records_become_episodes(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    report = judge.align([record(1, "apologise"), record(2, "apologise"), record(3, "greet first")])
+    assert (report.revision, report.new, report.changed, report.unchanged, report.unconsumed) == (1, 3, 0, 0, 0)
+    assert [guideline.text for guideline in report.added] == ["When a reply is judged, heed apologise.", "When a reply is judged, heed greet first."]
+    assert report.added[0].evidence_for == (record(1).id, record(2).id)
+    assert tuple(judge.memory.guidelines()) == report.added
+    assert len(judge.memory.episodes()) == 3
+    assert (report.usage.calls, report.usage.embedded_texts, report.cost_usd) == (2, 3, 0.0)
+    assert report.lines()[0] == "revision 1: 3 new, 0 changed, 0 unchanged, 0 withdrawn"
+    assert report.to_dict()["added"][0]["id"] == "g1"
+
+
+def test_unchanged_feedback_costs_no_call_and_no_revision(make_judge: MakeJudge) -> None:
+    model, embedder = ScriptedChatModel(expert), HashEmbedder()
+    judge = make_judge(model, embedder=embedder)
+    judge.align([record(1, "apologise"), record(2)])
+    model.requests.clear()
+    embedder.texts.clear()
+    report = judge.align([record(1, "apologise", source="another file"), record(2)])
+    assert (report.revision, report.unchanged, report.new, report.usage.calls) == (1, 2, 0, 0)
+    assert model.requests == []
+    assert embedder.texts == []
+    assert len(judge.memory.history()) == 1
+    assert judge.align().revision == 1
+
+
+def test_nothing_to_learn_is_revision_0(make_judge: MakeJudge) -> None:
+    assert make_judge().align().revision == 0
+
+
+def test_ten_more_embed_ten_texts(make_judge: MakeJudge) -> None:
+    embedder = HashEmbedder()
+    judge = make_judge(embedder=embedder)
+    judge.align([record(number) for number in range(30)])
+    embedder.texts.clear()
+    judge.align([record(number) for number in range(40)])
+    assert len(embedder.texts) == 10
+
+
+def test_the_same_record_twice_in_one_call_is_one_record(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    report = judge.align([record(1, "apologise"), record(1, "apologise"), record(1, "greet first")])
+    assert (report.new, report.unchanged, report.changed) == (1, 1, 1)
+    assert [episode.feedback.rationale for episode in judge.memory.episodes()] == ["greet first"]
+    assert texts(judge) == ["When a reply is judged, heed greet first."]
+
+
+def test_a_label_alone_becomes_an_episode_without_a_call(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel()
+    report = make_judge(model).align([record(1), record(2, "   \n")])
+    assert model.requests == []
+    assert (report.revision, report.new, report.unconsumed, report.added) == (1, 2, 0, ())
+
+
+def test_any_iterable_will_do(make_judge: MakeJudge) -> None:
+    assert make_judge().align(record(number) for number in range(3)).new == 3
+
+
+def test_a_value_off_the_scale_is_named_and_nothing_is_stored(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    with pytest.raises(BadRecord, match=r"row 2, field 'value': 'maybe' is not on the scale; accepted: true"):
+        judge.align([record(1), record(2, value="maybe")])
+    assert rows(judge) == []
+
+
+def test_values_are_kept_in_the_scales_own_form(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(1, value="Yes"), record(2, value="fail")])
+    assert [episode.feedback.value for episode in judge.memory.episodes()] == [True, False]
+    assert judge.align([record(1, value=True)]).unchanged == 1
+
+
+def test_what_exists_is_shown_and_supported(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(expert)
+    judge = make_judge(model)
+    judge.align([record(1, "apologise")])
+    report = judge.align([record(2, "apologise")])
+    assert shown_guidelines(model.requests[-1]) == {"g1": "When a reply is judged, heed apologise."}
+    assert report.added == ()
+    (joined,) = report.joined
+    assert (joined.id, joined.version, joined.evidence_for) == ("g1", 2, (record(1).id, record(2).id))
+
+
+def test_a_guideline_that_gains_evidence_twice_in_one_alignment_is_reported_once(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(1, "apologise")])
+    model = ScriptedChatModel(
+        lambda request: {"operations": [support("g1", 1)] if shown_cases(request)[0][2] == "one" else [add(1, decide="heed apologise")]}
+    )
+    judge.session.reflection_model = model
+    report = judge.align([record(number, "one" if number < 18 else "two") for number in range(10, 26)])
+    assert purposes(model)["distil"] == 2
+    assert [guideline.id for guideline in report.joined] == ["g1"]
+    assert len(report.joined[0].evidence_for) == 3
+
+
+def test_a_reason_and_a_case_that_are_very_long_are_trimmed_in_the_prompt(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(expert)
+    make_judge(model).align([record(1, "very " * 50_000, outputs="long " * 50_000)])
+    assert len(model.requests[0].messages[-1].content) < 6_000
+
+
+def test_progress_counts_records(make_judge: MakeJudge) -> None:
+    seen: list[tuple[str, int, int]] = []
+    make_judge().align([record(number, f"reason {number}") for number in range(10)], progress=lambda *step: seen.append(step))
+    assert sorted(seen) == [("distil", 8, 10), ("distil", 10, 10)] or sorted(seen) == [("distil", 2, 10), ("distil", 10, 10)]
+
+
+def test_verify_knows_off_only(make_judge: MakeJudge) -> None:
+    with pytest.raises(ConfigurationError, match="verify='full' is not known"):
+        make_judge().align([record(1)], verify="full")
+
+
+# Overwriting and retracting
+
+
+def test_a_changed_record_takes_its_guideline_with_it_and_the_old_reason_is_never_read_again(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(expert)
+    judge = make_judge(model)
+    judge.align([record(1, "apologise"), record(2, "apologise"), record(3, "greet first")])
+    model.requests.clear()
+    report = judge.align([record(1, "be brief", value=True)])
+    prompt = str([request.messages for request in model.requests])
+    assert sorted((label, reason) for _, label, reason in shown_cases(model.requests[0])) == [("no", "apologise"), ("yes", "be brief")]
+    assert "heed apologise" not in prompt, "the guideline that rested on it is not shown"
+    assert shown_guidelines(model.requests[0]) == {"g2": "When a reply is judged, heed greet first."}
+    assert [guideline.id for guideline in report.retired] == ["g1"]
+    assert sorted(guideline.text for guideline in report.added) == ["When a reply is judged, heed apologise.", "When a reply is judged, heed be brief."]
+    assert next(g for g in report.added if "apologise" in g.text).evidence_for == (record(2).id,)
+    assert [episode.feedback.value for episode in judge.memory.episodes()] == [False, False, True]
+    assert (report.changed, report.unconsumed) == (1, 0)
+
+
+def test_the_old_reason_of_a_changed_record_is_in_no_later_prompt(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(expert)
+    judge = make_judge(model, exemplars=5)
+    judge.align([record(1, "an obsolete reason")])
+    model.requests.clear()
+    judge.overwrite(record(1, "greet first"))
+    judge(inputs="question 1", outputs="reply 1")
+    judge.align([record(2, "be brief")])
+    assert purposes(model) == {"distil": 2, "judge": 1}
+    assert "obsolete" not in str([request.messages for request in model.requests])
+
+
+def test_a_change_back_before_it_was_learned_is_learned_as_it_stands(make_judge: MakeJudge) -> None:
+    replies: list[Any] = [{"operations": [add(1, decide="heed apologise")]}, ModelUnavailable("down"), {"operations": [add(1, decide="heed apologise")]}]
+    judge = make_judge(ScriptedChatModel(replies))
+    judge.align([record(1, "apologise")])
+    judge.align([record(1, "be brief")])
+    judge.align([record(1, "apologise")])
+    assert [episode.feedback.rationale for episode in judge.memory.episodes()] == ["apologise"]
+    assert texts(judge) == ["When a reply is judged, heed apologise."]
+    assert judge.align().unconsumed == 0
+
+
+def test_overwrite_is_for_records_that_exist(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(1, "apologise")])
+    with pytest.raises(NotFound, match="use align for a new record"):
+        judge.overwrite(record(2, "greet first"))
+    assert judge.overwrite(record(1, "greet first")).changed == 1
+    assert texts(judge) == ["When a reply is judged, heed greet first."]
+
+
+def test_when_the_overwriting_fails_the_old_guideline_is_gone_and_the_rest_waits(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel([{"operations": [add(1, 2, decide="heed apologise")]}, ModelUnavailable("down")])
+    judge = make_judge(model)
+    judge.align([record(1, "apologise"), record(2, "apologise")])
+    report = judge.align([record(1, "be brief", value=True)])
+    assert [guideline.id for guideline in report.retired] == ["g1"]
+    assert texts(judge) == []
+    assert report.unconsumed == 2
+    assert [episode.feedback.value for episode in judge.memory.episodes()] == [False, True]
+    model.add({"operations": [add(1, decide="heed apologise"), add(2, decide="stay brief")]})
+    assert judge.align().unconsumed == 0
+    assert len(texts(judge)) == 2
+
+
+def test_unalign_takes_records_out_of_retrieval_and_evidence(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(expert)
+    judge = make_judge(model)
+    judge.align([record(1, "apologise"), record(2, "greet first"), record(3, "greet first")])
+    model.requests.clear()
+    report = judge.unalign([record(1).id, record(2).id, record(2).id])
+    assert (report.revision, report.withdrawn, report.usage.calls) == (2, 2, 0)
+    assert [guideline.id for guideline in report.retired] == ["g1"]
+    assert [guideline.evidence_for for guideline in judge.memory.guidelines()] == [(record(3).id,)]
+    verdict = judge(inputs="question 1", outputs="reply 1")
+    assert verdict.guideline_ids == ("g2",)
+    assert verdict.episode_ids == (record(3).id,)
+    assert "apologise" not in str(model.requests[-1].messages)
+    assert report.lines()[0].endswith("2 withdrawn")
+
+
+def test_a_single_id_will_do(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(1, id="one")])
+    assert judge.unalign("one").withdrawn == 1
+
+
+def test_a_retracted_record_can_come_back(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(1, "apologise")])
+    judge.unalign([record(1).id])
+    report = judge.align([record(1, "apologise")])
+    assert (report.new, len(report.added)) == (1, 1)
+    assert len(judge.memory.episodes()) == 1
+
+
+def test_unaligning_everything_leaves_a_judge_that_works(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(number, f"reason {number}") for number in range(5)])
+    judge.unalign([record(number).id for number in range(5)])
+    assert judge(outputs="x").value is True
+    assert (judge.memory.guidelines(), judge.memory.episodes()) == ([], [])
+
+
+def test_an_id_that_is_unknown_leaves_everything_as_it_is(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel([{"operations": [add(1, decide="heed apologise")]}, ModelUnavailable("down")])
+    judge = make_judge(model)
+    judge.align([record(1, "apologise")])
+    judge.align([record(2, "greet first")])
+    before = rows(judge), judge.memory.guidelines(), judge.memory.history()
+    with pytest.raises(NotFound, match="no feedback 'typo' in judge 'polite'; nothing was changed"):
+        judge.unalign([record(1).id, record(2).id, "typo"])
+    with pytest.raises(NotFound):
+        judge.unalign(["typo"])
+    assert (rows(judge), judge.memory.guidelines(), judge.memory.history()) == before
+
+
+# Failures
+
+
+@pytest.mark.parametrize(
+    ("replies", "retryable", "message"),
+    [
+        ([ModelUnavailable("the line is dead", attempts=5)], True, "the line is dead"),
+        ([ModelRefused("no such model")], False, "no such model"),
+        (["nonsense", '{"operations": 3}', '{"operations": ["add"]}'], True, "not a list of objects"),
+        (["[" * 100_000] * 3, True, "not the JSON that was asked for"),
+        (["", "null", "[]"], True, "not the JSON that was asked for"),
+    ],
+)
+def test_a_failed_batch_stands_in_the_report_and_is_picked_up_later(
+    make_judge: MakeJudge, replies: list[Any], retryable: bool, message: str
+) -> None:
+    model = ScriptedChatModel(replies)
+    judge = make_judge(model)
+    report = judge.align([record(1, "apologise"), record(2)])
+    (failed,) = report.failed_batches
+    assert (failed.feedback_ids, failed.retryable) == ((record(1).id,), retryable)
+    assert message in failed.error
+    assert (report.revision, report.unconsumed, report.added) == (1, 1, ())
+    assert "nothing is lost" in report.lines()[-1]
+    assert len(judge.memory.episodes()) == 2, "episodic memory has learned already"
+    assert len(model.requests) == len(replies)
+    model.add({"operations": [add(1, decide="heed apologise")]})
+    again = judge.align(())
+    assert (again.new, again.unchanged, again.unconsumed, len(again.added)) == (0, 0, 0, 1)
+    assert shown_cases(model.requests[-1]) == [(1, "no", "apologise")]
+    assert judge.align().usage.calls == 0
+
+
+def test_trying_again_in_vain_makes_no_revision(make_judge: MakeJudge) -> None:
+    judge = make_judge(ScriptedChatModel([ModelUnavailable("down")] * 3))
+    assert [judge.align([record(1, "apologise")]).revision for _ in range(3)] == [1, 1, 1]
+    assert len(judge.memory.history()) == 1
+
+
+def test_an_unreadable_distillation_is_asked_again_warmer_with_more_room(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(["nonsense", {"operations": [add(1, decide="heed apologise")]}])
+    report = make_judge(model).align([record(1, "apologise")])
+    assert len(report.added) == 1
+    first, second = model.requests
+    assert second.temperature > first.temperature == 0.0
+    assert second.max_tokens > first.max_tokens
+    assert first.messages == second.messages
+
+
+def test_batches_run_at_once_and_one_that_fails_does_not_stop_the_others(make_judge: MakeJudge) -> None:
+    def answer(request: ChatRequest) -> Any:
+        if request.purpose == "distil" and "poison" in request.messages[-1].content:
+            return ModelUnavailable("down")
+        return expert(request)
+
+    judge = make_judge(Waiting(3, answer))
+    records = [record(number, "poison" if number == 9 else f"reason {number}") for number in range(24)]
+    report = judge.align(records)
+    assert len(report.added) == 16
+    (failed,) = report.failed_batches
+    assert failed.feedback_ids == tuple(feedback.id for feedback in records[8:16])
+    assert (report.unconsumed, report.revision, len(judge.memory.episodes())) == (8, 1, 24)
+
+
+def test_a_model_that_breaks_its_contract_fails_one_batch_only(make_judge: MakeJudge) -> None:
+    def answer(request: ChatRequest) -> Any:
+        if "poison" in request.messages[-1].content:
+            return ZeroDivisionError("a bug of the model's author")
+        return expert(request)
+
+    report = make_judge(ScriptedChatModel(answer)).align([record(number, "poison" if number == 0 else f"reason {number}") for number in range(16)])
+    assert len(report.added) == 8
+    assert "ZeroDivisionError" in report.failed_batches[0].error
+
+
+@pytest.mark.parametrize("error", [ModelUnavailable("embedder down"), ZeroDivisionError("bug")])
+def test_an_embedder_that_fails_loses_nothing(make_judge: MakeJudge, error: Exception) -> None:
+    class Flaky(HashEmbedder):
+        broken = True
+
+        async def embed(self, texts: Any) -> Any:
+            if self.broken:
+                raise error
+            return await super().embed(texts)
+
+    flaky = Flaky()
+    judge = make_judge(embedder=flaky)
+    with pytest.raises(type(error)):
+        judge.align([record(1, "apologise"), record(2)])
+    assert len(rows(judge)) == 2, "recorded"
+    assert judge.memory.episodes() == [], "and not half there"
+    flaky.broken = False
+    report = judge.align()
+    assert (report.revision, len(report.added), report.unconsumed, len(judge.memory.episodes())) == (1, 1, 0, 2)
+
+
+def test_calls_of_an_alignment_that_failed_stand_in_the_ledger(make_judge: MakeJudge) -> None:
+    judge = make_judge(ScriptedChatModel([ModelUnavailable("down")]))
+    judge.align([record(1, "apologise")])
+    with judge.memory.store.reading() as connection:
+        (call,) = [row for row in connection.execute(select(schema.ledger)) if row.purpose == "distil"]
+    assert (call.error, call.calls, call.cost_usd) == ("ModelUnavailable", 1, 0.0)
+
+
+def test_a_process_killed_in_the_middle_loses_nothing(make_judge: MakeJudge, db: str, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    go.touch()
+    child = elsewhere(db, go, 0, 20, delay=60)
+    try:
+        _wait_until(lambda: Path(db).exists() and _recorded(db) == 20)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait(10) == -signal.SIGKILL
+    finally:
+        child.kill()
+        child.communicate()
+    judge = make_judge(memory=db)
+    assert judge.memory.episodes() == []
+    report = judge.align()
+    assert (report.revision, report.unconsumed, len(report.added), len(judge.memory.episodes())) == (1, 0, 20, 20)
+
+
+def test_ctrl_c_ends_an_alignment_and_loses_nothing(make_judge: MakeJudge) -> None:
+    ended: list[str] = []
+
+    class Slow(ScriptedChatModel):
+        async def complete(self, request: ChatRequest) -> ChatReply:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            try:
+                await asyncio.sleep(30)
+            finally:
+                ended.append("cleaned up")
+            return await super().complete(request)
+
+    judge = make_judge(Slow())
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        judge.align([record(1, "apologise"), record(2)])
+    assert time.monotonic() - started < 5
+    assert ended == ["cleaned up"], "before Ctrl-C is raised again"
+    judge.session.reflection_model = ScriptedChatModel(expert)
+    report = judge.align()
+    assert (report.revision, len(report.added), report.unconsumed) == (1, 1, 0)
+
+
+def test_a_cancelled_task_loses_nothing(make_judge: MakeJudge) -> None:
+    judge = make_judge(ScriptedChatModel(expert, delay_seconds=30))
+
+    async def cancel() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(judge.aalign([record(1, "apologise")]), 0.3)
+
+    asyncio.run(cancel())
+    judge.session.reflection_model = ScriptedChatModel(expert)
+    assert len(judge.align().added) == 1
+
+
+def test_a_sync_verb_on_the_judges_own_loop_is_an_error_and_no_deadlock(make_judge: MakeJudge) -> None:
+    inner = make_judge()
+
+    async def calls_sync() -> None:
+        inner(outputs="x")
+
+    with pytest.raises(ConfigurationError, match=r"await its a\.\.\. twin"):
+        edge.run(calls_sync())
+
+
+# Proposals
+
+
+def test_what_a_distillation_may_not_do_is_rejected_with_a_reason(make_judge: MakeJudge) -> None:
+    reason = "the reply must never end before it has told the customer what will happen next"
+    proposals = [
+        add(7, decide="be kind to customers"),
+        add(0, -1, decide="be kind to customers"),
+        {"op": "add", "when": "x", "decide": "be kind", "because": "", "cases": "all"},
+        {"op": "add", "when": "x", "decide": "be kind", "because": "", "cases": [True]},
+        support("g99", 1),
+        {"op": "delete", "guideline": "g1", "cases": [1]},
+        {"op": "add", "decide": "be kind", "cases": [1]},
+        add(1, when=" ", decide="be kind to customers"),
+        add(1, decide="fine"),
+        add(1, decide="always answer yes"),
+        add(1, decide="always choose 'no'"),
+        add(1, decide=reason),
+    ]
+    model = ScriptedChatModel([{"operations": proposals}])
+    judge = make_judge(model)
+    report = judge.align([record(1, reason)])
+    assert judge.memory.guidelines() == []
+    assert [rejected.reason.split(" (")[0].split(":")[0] for rejected in report.rejected] == [
+        *["cites no case that exists"] * 4,
+        "supports a guideline that does not exist",
+        *["is not an operation that is known"] * 2,
+        *["says nothing to decide by"] * 2,
+        *["orders one verdict instead of saying what decides it"] * 2,
+        "copies a case",
+    ]
+    assert report.unconsumed == 0, "the batch itself succeeded"
+    assert sum("rejected" in line for line in report.lines()) == 12
+
+
+def test_a_copy_of_the_judged_text_is_rejected(make_judge: MakeJudge) -> None:
+    judged = "Dear Mrs Smith, your account 4711 was closed because of an unpaid bill of 12 euros."
+    model = ScriptedChatModel([{"operations": [add(1, when="a letter is judged", decide="avoid " + judged.upper())]}])
+    report = make_judge(model).align([record(1, "too cold", outputs=judged)])
+    assert report.rejected[0].reason.startswith("copies a case: 'dear mrs smith")
+
+
+def test_a_flood_of_proposals_is_cut(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel([{"operations": [add(1, decide=f"heed rule {number}") for number in range(200)]}])
+    report = make_judge(model).align([record(1, "apologise")])
+    assert (len(report.added), len(report.rejected)) == (12, 188)
+    assert {rejected.reason for rejected in report.rejected} == {"more than 12 proposals in one reply"}
+
+
+def test_a_proposal_that_cites_real_and_unreal_cases_keeps_the_real_ones(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel([{"operations": [add(2, 9, 2, decide="heed apologise")]}])
+    (guideline,) = make_judge(model).align([record(1, "one"), record(2, "two")]).added
+    assert guideline.evidence_for == (record(2).id,)
+
+
+@pytest.mark.parametrize(
+    ("decide", "ordered"),
+    [
+        ("always answer yes", True),
+        ("never say no.", True),
+        ("always choose A", True),
+        ("Always decide 'tie'", True),
+        ("always return 5", True),
+        ("always choose a polite tone", False),
+        ("never say a word about prices", False),
+        ("require an apology", False),
+    ],
+)
+def test_orders_of_a_verdict_are_told_from_principles(decide: str, ordered: bool) -> None:
+    accepted, rejected = check([add(1, decide=decide)], texts=["x"], known_ids=())
+    assert bool(rejected) == ordered
+    assert bool(accepted) != ordered
+
+
+def test_a_guideline_is_one_sentence() -> None:
+    assert guideline_text("When it rains, ", "Say so. ", "Because people get wet.") == "When it rains, say so, because people get wet."
+    assert guideline_text("if NASA writes", "ask back", "") == "When NASA writes, ask back."
+
+
+def test_a_reply_in_a_fence_is_read_and_surrogates_are_replaced() -> None:
+    assert parse('```json\n{"operations": [{"op": "add"}]}\n```') == [{"op": "add"}]
+    parse('{"operations": [{"op": "\\ud800"}]}')[0]["op"].encode()
+    with pytest.raises(UnreadableReply):
+        parse("[" * 100_000)
+
+
+def test_a_surrogate_in_a_proposal_does_not_stop_the_alignment(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(['{"operations": [{"op": "add", "when": "x \\ud800", "decide": "be kind", "because": "", "cases": [1]}]}'])
+    assert len(make_judge(model).align([record(1, "apologise")]).added) == 1
+
+
+# Duplicates
+
+
+def test_batches_side_by_side_that_say_the_same_make_one_guideline(make_judge: MakeJudge) -> None:
+    model = Waiting(2, lambda request: {"operations": [add(1, decide="heed the Apology" + "!" * len(model.requests))]})
+    judge = make_judge(model)
+    report = judge.align([record(number, f"reason {number}") for number in range(16)])
+    assert len(report.added) == 1
+    assert set(report.added[0].evidence_for) == {record(0).id, record(8).id}
+    assert purposes(model) == {"distil": 2}, "equal texts need no call"
+
+
+def test_batches_that_mean_the_same_are_merged_by_the_relate_call(make_judge: MakeJudge) -> None:
+    def answer(request: ChatRequest) -> Any:
+        if request.purpose == "relate":
+            assert request.messages[-1].content.count("When a reply is judged, heed") == 16
+            return {"groups": [[1, 9], [2, 2], [3, 99], ["x"], [9, 4]]}
+        return expert(request)
+
+    model = Waiting(2, answer)
+    judge = make_judge(model)
+    report = judge.align([record(number, f"reason {number}") for number in range(16)])
+    assert purposes(model) == {"distil": 2, "relate": 1}
+    assert len(report.added) == 15
+    assert max(len(guideline.evidence_for) for guideline in report.added) == 2
+    assert report.unconsumed == 0
+
+
+@pytest.mark.parametrize("reply", ["nonsense", {"groups": 5}, {"groups": [3]}, {}, ModelUnavailable("down"), "[" * 100_000])
+def test_a_relate_call_that_fails_leaves_guidelines_apart(make_judge: MakeJudge, reply: Any) -> None:
+    judge = make_judge(Waiting(2, lambda request: reply if request.purpose == "relate" else expert(request)))
+    report = judge.align([record(number, f"reason {number}") for number in range(16)])
+    assert (len(report.added), report.failed_batches, report.unconsumed) == (16, (), 0)
+
+
+def test_later_rounds_see_what_earlier_ones_proposed(make_judge: MakeJudge) -> None:
+    """In process four records a call, one call at a time."""
+    model = ScriptedChatModel(expert, name="local/scripted")
+    report = make_judge(model, explain=True).align([record(number, "apologise" if number % 4 else f"reason {number}") for number in range(12)])
+    assert purposes(model) == {"distil": 3}
+    assert set(shown_guidelines(model.requests[1])) == {"new1", "new2"}
+    by_text = {guideline.text: guideline for guideline in report.added}
+    assert len(by_text) == 4
+    assert len(by_text["When a reply is judged, heed apologise."].evidence_for) == 9
+
+
+# Several experts
+
+
+def test_several_experts_on_one_item_stand_side_by_side(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(expert)
+    judge = make_judge(model)
+    report = judge.align(
+        [record(1, "too cold", annotator="ann"), record(1, "fine", value=True, annotator="ben"), record(1, "cold", annotator="eve"), record(2)]
+    )
+    assert report.contested == (record(1).item.id,)
+    assert "experts disagree on 1 item(s)" in report.lines()
+    assert [(episode.feedback.annotator, episode.feedback.value) for episode in judge.memory.episodes()] == [
+        ("ann", False),
+        ("ben", True),
+        ("eve", False),
+        ("ann", False),
+    ]
+    judge(inputs="question 1", outputs="reply 1")
+    turns = [message.content for message in model.requests[-1].messages if message.role == "assistant"]
+    assert [turn for turn in turns if "too cold cold" in turn]
+    assert [turn for turn in turns if '"rationale": "fine", "verdict": "yes"' in turn]
+
+
+def test_the_newest_of_several_verdicts_stands_last(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(1, annotator="ann"), record(1, annotator="ben", value=True)])
+    judge.align([record(1, "changed my mind", annotator="ann", value=True)])
+    verdict = judge(inputs="question 1", outputs="reply 1")
+    assert verdict.episode_ids == (record(1, annotator="ben").id, record(1, annotator="ann").id)
+    assert judge.align().contested == ()
+
+
+def test_one_experts_second_verdict_replaces_the_first(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(1)])
+    report = judge.align([record(1, value=True)])
+    assert (report.changed, report.contested, len(judge.memory.episodes())) == (1, (), 1)
+
+
+# Two at once
+
+
+def test_two_judges_that_distil_the_same_records_learn_them_once(make_judge: MakeJudge, db: str) -> None:
+    """Both have read what waits before either commits."""
+    model = Waiting(2)
+    one, two = make_judge(model, memory=db), make_judge(model, memory=db)
+    records = [record(number, f"reason {number}") for number in range(4)]
+
+    async def both() -> list[Any]:
+        return list(await asyncio.gather(one.aalign(records), two.aalign(records)))
+
+    reports = asyncio.run(both())
+    assert sorted(len(report.added) for report in reports) == [0, 4]
+    assert {report.revision for report in reports} == {1}
+    assert [report.unconsumed for report in reports] == [0, 0]
+    assert len(one.memory.guidelines()) == len(one.memory.episodes()) == 4
+
+
+def test_a_record_retracted_while_it_is_distilled_leaves_no_guideline(make_judge: MakeJudge, db: str) -> None:
+    model = Waiting(2)
+    judge, other = make_judge(model, memory=db), make_judge(memory=db)
+
+    async def retract_meanwhile() -> Any:
+        aligning = asyncio.create_task(judge.aalign([record(1, "apologise"), record(2, "greet first")]))
+        while not model.requests:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(other.unalign, [record(1).id])
+        await model.complete(model.requests[0])
+        return await aligning
+
+    report = asyncio.run(retract_meanwhile())
+    assert [guideline.text for guideline in report.added] == ["When a reply is judged, heed greet first."]
+    assert [episode.feedback.outputs for episode in judge.memory.episodes()] == ["reply 2"]
+    assert report.unconsumed == 0
+
+
+def test_support_for_a_guideline_that_retires_meanwhile_is_distilled_again(make_judge: MakeJudge, db: str) -> None:
+    model = Waiting(2)
+    judge, other = make_judge(model, memory=db), make_judge(memory=db)
+    other.align([record(1, "apologise")])
+
+    async def retract_meanwhile() -> Any:
+        aligning = asyncio.create_task(judge.aalign([record(2, "apologise")]))
+        while not model.requests:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(other.unalign, [record(1).id])
+        await model.complete(model.requests[0])
+        return await aligning
+
+    report = asyncio.run(retract_meanwhile())
+    assert (report.joined, report.unconsumed) == ((), 1)
+    assert len(judge.align().added) == 1
+
+
+def test_two_processes_aligning_at_once_learn_each_record_once(make_judge: MakeJudge, db: str, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    children = [elsewhere(db, go, 0, 12, delay=0.3), elsewhere(db, go, 4, 16, delay=0.3)]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    go.touch()
+    assert [child.wait(30) for child in children] == [0, 0]
+    for child in children:
+        child.communicate()
+    judge = make_judge(memory=db)
+    report = judge.align()
+    assert report.unconsumed == 0
+    assert len(judge.memory.episodes()) == 16
+    assert sorted(texts(judge)) == sorted({f"When a reply is judged, heed reason {number}." for number in range(16)})
+    live = [row for row in rows(judge) if row.until is None]
+    assert Counter(row.id for row in live).most_common(1)[0][1] == 1
+    assert all(row.since is not None and row.distilled is not None for row in live)
+
+
+def elsewhere(db: str, go: Path, first: int, last: int, *, delay: float) -> subprocess.Popen[str]:
+    arguments = [db, str(Path(__file__).parent), str(delay), str(go), str(first), str(last)]
+    return subprocess.Popen([sys.executable, "-c", ALIGN_ELSEWHERE, *arguments], stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+
+
+def _recorded(db: str) -> int:
+    store = open_store(db)
+    with store.reading() as connection:
+        count = len(episodic.waiting(connection, 1))
+    store.close()
+    return count
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, "waited too long"
+        time.sleep(0.05)
+
+
+# Size
+
+
+def test_more_records_than_a_query_has_room_for_parameters(make_judge: MakeJudge) -> None:
+    """SQLite takes 32,766 parameters by default."""
+    judge = make_judge(ScriptedChatModel())
+    limit = 600
+    judge.memory.view()
+    with judge.memory.store.reading() as connection:
+        connection.connection.dbapi_connection.setlimit(9, limit)
+    judge.align([record(number) for number in range(limit + 100)])
+    assert judge.memory.view().items == limit + 100
+    report = judge.unalign([record(number).id for number in range(limit + 50)])
+    assert (report.withdrawn, judge.memory.view().items) == (limit + 50, 50)
+
+
+def test_distilled_says_is_used(make_judge: MakeJudge) -> None:
+    """The doubles of these tests do what their names say."""
+    model = ScriptedChatModel(expert)
+    judge = make_judge(model)
+    judge.align([record(1, "apologise")])
+    assert distilled(model.requests[0]) == {"operations": [add(1, decide="heed apologise")]}
+    assert says("yes")["verdict"] == "yes"

@@ -1,0 +1,433 @@
+"""The commands, run in this process against a real endpoint on the loopback address."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from conftest import distilled, says
+from endpoint import ScriptedEndpoint, completion
+from memalign.cli import app
+from memalign.models import ChatRequest, Message
+
+Run = Callable[..., Result]
+
+INSTRUCTIONS = "Is the reply polite?"
+
+
+def answered(body: dict[str, Any]) -> str:
+    """One guideline for each reason; "no" to rude replies once there is a guideline, else "yes"."""
+    request = ChatRequest(messages=tuple(Message(message["role"], message["content"]) for message in body["messages"]))
+    schema = json.dumps(body.get("response_format", {}))
+    if "operations" in schema:
+        return json.dumps(distilled(request))
+    if "groups" in schema:
+        return json.dumps({"groups": []})
+    taught = "Guidelines of the experts" in request.messages[0].content
+    return json.dumps(says("no" if taught and "rude" in request.messages[-1].content else "yes"))
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedEndpoint]:
+    with ScriptedEndpoint(answered) as running:
+        monkeypatch.setenv("OPENAI_BASE_URL", running.url)
+        monkeypatch.setenv("MEMALIGN_RETRIES", "1")
+        yield running
+
+
+@pytest.fixture
+def run(db: str, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("MEMALIGN_DB", db)
+
+    def invoke(*arguments: str, code: int = 0, stdin: str | None = None) -> Result:
+        result = CliRunner().invoke(app, list(arguments), input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def judge(run: Run, endpoint: ScriptedEndpoint) -> str:
+    run("init", "--judge", "polite", "--instructions", INSTRUCTIONS, "--scale", "boolean", "--model", "openai/m", "--embedder", "openai/test-embed")
+    return "polite"
+
+
+def row(number: int, value: Any = False, rationale: str = "Never be rude.", **more: Any) -> dict[str, Any]:
+    outputs = f"a {'kind' if value else 'rude'} reply, number {number}"
+    return {"id": f"r{number}", "inputs": f"question {number}", "outputs": outputs, "value": value, "rationale": rationale} | more
+
+
+def jsonl(path: Path, *rows: Mapping[str, Any] | str) -> str:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def taught(run: Run, judge: str, tmp_path: Path) -> str:
+    run("align", jsonl(tmp_path / "feedback.jsonl", row(1), row(2), row(3, value=True, rationale="")))
+    return judge
+
+
+# Options that all commands share
+
+
+@pytest.mark.parametrize("command", ["demo", "init", "align", "judge", "eval", "calibrate", "doctor", "memory", "memory list", "memory show"])
+def test_every_command_explains_itself(run: Run, command: str) -> None:
+    assert "Usage:" in run(*command.split(), "--help").stdout
+
+
+def test_the_version(run: Run) -> None:
+    assert run("--version").stdout.startswith("memalign 0.")
+
+
+def test_a_missing_memory_is_named_and_not_made(run: Run, tmp_path: Path) -> None:
+    result = run("memory", "list", "--db", str(tmp_path / "typo.db"), code=2)
+    assert result.stderr.startswith("error: there is no memory")
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "typo.db").exists()
+
+
+def test_a_folder_and_a_foreign_file_are_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "notes.db").write_text("no database at all, just a page of notes")
+    assert "folder" in run("memory", "list", "--db", str(tmp_path), code=2).stderr
+    assert "not a usable SQLite database" in run("memory", "list", "--db", str(tmp_path / "notes.db"), code=2).stderr
+
+
+def test_a_mistyped_judge_lists_the_known_ones(run: Run, judge: str) -> None:
+    assert "it holds: 'polite'; did you mean 'polite'?" in run("memory", "list", "--judge", "polit", code=2).stderr
+
+
+def test_of_several_judges_one_has_to_be_chosen(run: Run, judge: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("init", "--judge", "short", "--instructions", "Is it short?", "--scale", "boolean", "--model", "openai/m", "--embedder", "openai/e")
+    assert "'polite', 'short'" in run("memory", "list", code=2).stderr
+    monkeypatch.setenv("MEMALIGN_JUDGE", "short")
+    assert json.loads(run("memory", "list", "--json").stdout)["judge"] == "short"
+
+
+def test_errors_keep_their_traceback_for_who_debugs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from memalign.errors import ConfigurationError
+
+    monkeypatch.setenv("MEMALIGN_DEBUG", "1")
+    with pytest.raises(ConfigurationError):
+        run("memory", "list")
+
+
+# init
+
+
+def test_init_says_what_changed(run: Run, judge: str) -> None:
+    same = run("init", "--judge", "polite", "--instructions", INSTRUCTIONS, "--model", "openai/m")
+    assert "nothing changed" in same.stdout
+    changed = run("init", "--judge", "polite", "--k", "7", "--no-explain").stdout
+    assert changed.splitlines() == ["judge 'polite': k changed from 5 to 7", "judge 'polite': explain changed from True to False"]
+    local = run("init", "--judge", "polite", "--model", "local/qwen2.5-coder-1.5b").stdout
+    assert "model changed from 'openai/m' to 'local/qwen2.5-coder-1.5b'" in local
+    assert "reflection_model changed" in local
+    assert "exemplars changed from 0 to 10" in local
+    assert "judge 'polite': k changed" not in local
+
+
+def test_init_refuses_another_scale_and_incomplete_judges(run: Run, judge: str, tmp_path: Path) -> None:
+    assert "cannot be changed to score:1-5" in run("init", "--judge", "polite", "--scale", "score:1-5", code=2).stderr
+    assert "give --instructions, --scale, --model" in run("init", "--judge", "new", code=2).stderr
+    for scale, model in (("stars", "openai/m"), ("boolean", "gpt"), ("boolean", "nobody/gpt")):
+        fresh = str(tmp_path / "fresh.db")
+        result = run("init", "--db", fresh, "--judge", "new", "--instructions", "x", "--scale", scale, "--model", model, code=2)
+        assert result.stderr.startswith("error: unknown") or "provider/model" in result.stderr
+        assert not Path(fresh).exists()
+
+
+def test_instructions_can_come_from_a_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "task.txt").write_text("Is it kind?\n")
+    run("init", "--judge", "kind", "--instructions", f"@{tmp_path / 'task.txt'}", "--scale", "pairwise", "--model", "openai/m")
+    assert "nothing changed" in run("init", "--judge", "kind", "--instructions", "Is it kind?").stdout
+    assert "cannot read the instructions" in run("init", "--judge", "kind", "--instructions", "@nowhere.txt", code=2).stderr
+
+
+# align
+
+
+def test_align_learns_and_the_same_again_costs_nothing(run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "feedback.jsonl", row(1), row(2))
+    first = json.loads(run("align", file, "--json", "--actor", "lead").stdout)
+    assert (first["new"], len(first["added"]), first["problems"], first["revision"]) == (2, 1, [], 1)
+    asked = len(endpoint.requests)
+    assert "0 new, 0 changed, 2 unchanged" in run("align", file).stdout
+    assert len(endpoint.requests) == asked
+    assert json.loads(run("memory", "history", "--json").stdout)[0]["actor"] == "lead"
+
+
+def test_bad_rows_are_reported_and_good_ones_go_on(run: Run, judge: str, tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "feedback.jsonl", row(1), "{broken", row(2, value="perhaps"), row(3), row(4, colour="red"))
+    result = run("align", file, code=1)
+    assert f"skipped: {file}: row 2: is not complete JSON" in result.stderr
+    assert f"skipped: {file}: row 3, field 'value': 'perhaps' is not on the scale" in result.stderr
+    assert f"remark: {file}: row 5, field 'colour'" in result.stderr
+    assert "3 new" in result.stdout
+    again = json.loads(run("align", file, "--json", code=1).stdout)
+    assert [(problem["row"], problem["field"], problem["warning"]) for problem in again["problems"]] == [
+        (2, "", False),
+        (3, "value", False),
+        (5, "colour", True),
+    ]
+
+
+def test_a_remark_alone_is_no_problem(run: Run, judge: str, tmp_path: Path) -> None:
+    run("align", jsonl(tmp_path / "feedback.jsonl", row(1, colour="red")), code=0)
+
+
+def test_strict_stores_nothing(run: Run, judge: str, tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "feedback.jsonl", row(1), "{broken")
+    assert "nothing was stored" in run("align", file, "--strict", code=2).stderr
+    assert json.loads(run("memory", "list", "--json").stdout)["counts"]["episodes"] == 0
+
+
+def test_feedback_on_standard_input_and_in_csv(run: Run, judge: str, tmp_path: Path) -> None:
+    run("align", "-", stdin=json.dumps(row(1)) + "\n")
+    (tmp_path / "more.csv").write_text("id,inputs,outputs,label,rationale\nr2,question,a rude reply,no,Never be rude.\n")
+    run("align", str(tmp_path / "more.csv"))
+    assert json.loads(run("memory", "list", "--json").stdout)["counts"]["episodes"] == 2
+
+
+def test_a_missing_file_is_a_usage_error(run: Run, judge: str, tmp_path: Path) -> None:
+    assert "there is no file" in run("align", str(tmp_path / "nowhere.jsonl"), code=2).stderr
+    assert "known endings" in run("align", str(tmp_path / "feedback.xml"), code=2).stderr
+
+
+def test_failed_batches_are_taken_up_by_align_without_a_file(run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    usual, endpoint.chat = endpoint.chat, lambda body: "no JSON at all"
+    result = run("align", jsonl(tmp_path / "feedback.jsonl", row(1)), code=1)
+    assert "not distilled" in result.stdout
+    assert "1 record(s) still wait" in result.stdout
+    endpoint.chat = usual
+    assert "+ g1" in run("align").stdout
+
+
+def test_an_endpoint_that_is_down_is_retryable_and_nothing_is_lost(run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    for _ in range(2):  # distillation and embedding
+        endpoint.then(503)
+    result = run("align", jsonl(tmp_path / "feedback.jsonl", row(1)), code=3)
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output
+    assert len(json.loads(run("align", "--json").stdout)["added"]) == 1
+
+
+# judge
+
+
+def test_one_item_is_shown_with_what_it_rests_on(run: Run, taught: str) -> None:
+    shown = run("judge", "--inputs", "question 1", "--outputs", "a rude reply, number 1").stdout
+    assert shown.startswith("verdict: no\nrationale: Because.\n")
+    assert "g1  When a reply is judged, heed Never be rude." in shown
+    assert "r1  " in shown
+    assert "expert: no. Never be rude." in shown
+    told = json.loads(run("judge", "--inputs", "question 1", "--outputs", '{"reply": "a rude one"}', "--json").stdout)
+    assert (told["value"], told["guideline_ids"], told["revision"]) == (False, ["g1"], 1)
+
+
+def test_an_item_in_json_is_the_same_as_in_a_file(run: Run, judge: str, endpoint: ScriptedEndpoint) -> None:
+    run("judge", "--outputs", '{"reply": "hello"}')
+    assert '{"reply"' not in endpoint.requests[-1].body["messages"][-1]["content"].replace('{"reply": "hello"}', "")
+    run("judge", "--outputs", "{not JSON")
+    assert "{not JSON" in endpoint.requests[-1].body["messages"][-1]["content"]
+
+
+def test_control_characters_do_not_reach_the_terminal(run: Run, judge: str, endpoint: ScriptedEndpoint) -> None:
+    endpoint.chat = lambda body: json.dumps(says("yes", "\x1b[2Jgone \u202e"))
+    shown = run("judge", "--outputs", "x").stdout
+    assert "\x1b" not in shown
+    assert "\\x1b[2Jgone \\u202e" in shown
+
+
+@pytest.mark.parametrize("arguments", [[], ["items.jsonl", "--outputs", "x"], ["--outputs", "x", "--out", "o.jsonl"]])
+def test_a_file_or_an_item_but_not_both(run: Run, judge: str, arguments: list[str]) -> None:
+    run("judge", *arguments, code=2)
+
+
+def test_a_file_gives_one_line_an_item(run: Run, taught: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    items = [{"id": "a", "outputs": "a kind reply"}, {"outputs": "a rude reply"}, "{broken", {"id": "d", "outputs": "fail"}]
+    usual = endpoint.chat
+    endpoint.chat = lambda body: "nonsense" if "fail" in body["messages"][-1]["content"] else usual(body)
+    result = run("judge", jsonl(tmp_path / "items.jsonl", *items), code=1)
+    lines = sorted(map(json.loads, result.stdout.splitlines()), key=lambda line: line["row"])
+    assert [line["row"] for line in lines] == [1, 2, 4]
+    assert lines[0]["id"] == "a"
+    assert [line["verdict"]["value"] for line in lines[:2]] == [True, False]
+    assert lines[2]["failure"]["retryable"] is True
+    assert "row 3: is not complete JSON" in result.stderr
+    assert "2 judged, 1 failed, 1 bad rows skipped; the last failure: UnreadableReply" in result.stderr
+
+
+def test_resume_judges_only_what_has_no_verdict(run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    items = [{"id": f"i{number}", "outputs": f"reply {number}"} for number in range(4)]
+    file, out = jsonl(tmp_path / "items.jsonl", *items[:3]), tmp_path / "results.jsonl"
+    usual = endpoint.chat
+    endpoint.chat = lambda body: "nonsense" if "reply 1" in body["messages"][-1]["content"] else usual(body)
+    run("judge", file, "--out", str(out), code=1)
+    endpoint.chat = usual
+    with out.open("a") as stream:
+        stream.write('{"row": 3, "id": "i2", "ver')  # a line that was cut
+    jsonl(tmp_path / "items.jsonl", *items)
+    before = len(endpoint.requests)
+    result = run("judge", file, "--out", str(out), "--resume")
+    assert "2 judged, 2 done before" in result.stderr
+    assert len(endpoint.requests) == before + 2
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sorted(line["id"] for line in lines) == ["i0", "i1", "i2", "i3"]
+    assert all("verdict" in line for line in lines)
+
+
+def test_a_changed_item_is_judged_again(run: Run, judge: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "results.jsonl")
+    run("judge", jsonl(tmp_path / "items.jsonl", {"id": "a", "outputs": "x"}), "--out", out)
+    assert "1 judged" in run("judge", jsonl(tmp_path / "items.jsonl", {"id": "a", "outputs": "y"}), "--out", out, "--resume").stderr
+
+
+def test_results_are_not_overwritten_unasked(run: Run, judge: str, tmp_path: Path) -> None:
+    file, out = jsonl(tmp_path / "items.jsonl", {"outputs": "x"}), tmp_path / "results.jsonl"
+    out.write_text("precious\n")
+    assert "exists" in run("judge", file, "--out", str(out), code=2).stderr
+    assert "is no result of memalign judge" in run("judge", file, "--out", str(out), "--resume", code=2).stderr
+    assert out.read_text() == "precious\n"
+    run("judge", file, "--out", str(out), "--overwrite")
+    assert "verdict" in json.loads(out.read_text())
+    assert "cannot write" in run("judge", file, "--out", str(tmp_path / "no" / "r.jsonl"), code=2).stderr
+    assert "--resume needs --out" in run("judge", file, "--resume", code=2).stderr
+
+
+def test_no_verdict_at_all_is_told_by_the_exit_code(run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "items.jsonl", {"outputs": "x"})
+    endpoint.then(503)
+    run("judge", file, code=3)
+    endpoint.then(401)
+    run("judge", file, code=2)
+    endpoint.then(503)
+    run("judge", "--outputs", "x", code=3)
+    endpoint.then(401)
+    assert "OPENAI_API_KEY" in run("judge", "--outputs", "x", code=2).stderr
+
+
+# eval and calibrate
+
+
+def test_eval_compares_with_and_without_memory(run: Run, taught: str, tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "test.jsonl", *(row(number, value=number % 2 == 0, rationale="") for number in range(10, 18)))
+    shown = run("eval", file, "--compare", "--min-agreement", "0.8").stdout
+    assert "with memory: fixed 4, broken 0, p .125 (exact McNemar), n = 8" in shown
+    assert "length of the output alone" in shown
+    assert "aligned: expert (rows) and judge (columns)" in shown
+    told = json.loads(run("eval", file, "--compare", "--json").stdout)
+    assert told["unaligned"]["balanced_accuracy"]["value"] == 0.5
+    assert told["aligned"]["balanced_accuracy"]["value"] == 1.0
+    assert (told["paired"]["fixed"], told["disagreements"], told["passed"]) == (4, [], None)
+
+
+def test_eval_fails_below_the_agreement_asked_for(run: Run, taught: str, tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "test.jsonl", *(row(number, value=number % 2 == 0, rationale="") for number in range(10, 18)))
+    result = run("eval", file, "--unaligned", "--min-agreement", "0.8", code=1)
+    assert "balanced accuracy is .500, below --min-agreement .800" in result.stderr
+    told = json.loads(run("eval", file, "--unaligned", "--min-agreement", "0.8", "--json", code=1).stdout)
+    assert (told["passed"], len(told["disagreements"])) == (False, 4)
+    run("eval", file, "--unaligned", "--min-agreement", "0.5")
+    run("eval", file, "--unaligned", "--compare", code=2)
+    run("eval", file, "--min-agreement", "80", code=2)
+
+
+def test_eval_with_failures_and_without_records(run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "test.jsonl", row(1), row(2, value=True))
+    endpoint.then(503)
+    result = run("eval", file, code=1)
+    assert "1 judgement(s) failed; the last: ModelUnavailable" in result.stderr
+    assert "failures" in result.stdout
+    endpoint.then(503).then(503)
+    run("eval", file, code=3)
+    assert "nothing to measure" in run("eval", jsonl(tmp_path / "empty.jsonl"), code=2).stderr
+
+
+def logprobs(label: str, yes: float) -> dict[str, Any]:
+    import math
+
+    top = [{"token": "yes", "logprob": math.log(yes)}, {"token": "no", "logprob": math.log(1 - yes)}]
+    return {"content": [{"token": label, "logprob": math.log(max(yes, 1 - yes)), "top_logprobs": top}]}
+
+
+def test_calibrate_fits_or_says_why_not(run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    run("init", "--judge", "polite", "--no-explain")
+    assert "nothing was fitted" in run("calibrate", code=1).stdout
+    run("align", jsonl(tmp_path / "feedback.jsonl", *(row(number, value=number % 2 == 0, rationale="") for number in range(16))))
+
+    def doubtful(body: dict[str, Any]) -> dict[str, Any]:
+        return completion("yes", logprobs=logprobs("yes", 0.6 if "rude" in body["messages"][-1]["content"] else 0.9))
+
+    endpoint.chat = doubtful
+    assert "revision 2" in run("calibrate", "--sample", "12").stdout
+    assert json.loads(run("calibrate", "--json").stdout)["revision"] == 3
+
+
+# memory
+
+
+def test_memory_list(run: Run, taught: str) -> None:
+    shown = run("memory", "list", "--episodes").stdout.splitlines()
+    assert shown[0].split() == ["id", "guideline", "for", "against", "state", "pinned"]
+    assert shown[1].split() == ["g1", "When", "a", "reply", "is", "judged,", "heed", "Never", "be", "rude.", "2", "0", "active"]
+    assert any(line.startswith("r1") and "a rude reply, number 1" in line for line in shown)
+    assert shown[-1] == "revision 1: 1 guideline(s), 3 case(s) on 3 item(s)"
+    told = json.loads(run("memory", "list", "--episodes", "--json").stdout)
+    assert told["counts"] == {"revision": 1, "guidelines": 1, "episodes": 3, "items": 3}
+    assert [case["id"] for case in told["cases"]] == ["r1", "r2", "r3"]
+
+
+def test_memory_show(run: Run, taught: str) -> None:
+    guideline = run("memory", "show", "g1").stdout
+    assert guideline.startswith("g1 (version 1, active)\nWhen a reply is judged")
+    assert "for:\n  r1  no: Never be rude." in guideline
+    case = run("memory", "show", "r1").stdout
+    assert case.startswith("case r1: no\n")
+    assert "g1  (for, active)" in case
+    assert "no guideline rests on it" in run("memory", "show", "r3").stdout
+    assert json.loads(run("memory", "show", "r1", "--json").stdout)["guidelines"][0]["id"] == "g1"
+    assert [case["id"] for case in json.loads(run("memory", "show", "g1", "--json").stdout)["cases"]] == ["r1", "r2"]
+    assert "no guideline or case 'x'" in run("memory", "show", "x", code=2).stderr
+    assert "3 cases begin with it" in run("memory", "show", "r", code=2).stderr
+
+
+def test_memory_unalign_and_history(run: Run, taught: str) -> None:
+    assert "nothing was changed" in run("memory", "unalign", "r1", "r9", code=2).stderr
+    assert "1 withdrawn" in run("memory", "unalign", "r1", "--actor", "lead").stdout
+    assert "- g1" in run("memory", "unalign", "r2").stdout
+    assert "(withdrawn)" in run("memory", "show", "g1").stdout or "retired" in run("memory", "show", "g1").stdout
+    lines = run("memory", "history").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["revision", "1", "2", "3"]
+    assert "lead" in lines[2]
+    assert json.loads(run("memory", "list", "--json").stdout)["guidelines"] == []
+    assert json.loads(run("memory", "list", "--all", "--json").stdout)["guidelines"][0]["state"] == "retired"
+
+
+def test_memory_overwrite_needs_records_that_exist(run: Run, taught: str, tmp_path: Path) -> None:
+    unknown = run("memory", "overwrite", jsonl(tmp_path / "new.jsonl", row(1, rationale="Be warm."), row(9)), code=2)
+    assert "1 of 2 records are not in judge 'polite': 'r9'; nothing was changed" in unknown.stderr
+    report = json.loads(run("memory", "overwrite", jsonl(tmp_path / "new.jsonl", row(1, rationale="Be warm.")), "--json").stdout)
+    assert (report["changed"], [guideline["id"] for guideline in report["retired"]]) == (1, ["g1"])
+    assert any("Be warm." in guideline["text"] for guideline in report["added"])
+
+
+def test_a_locked_memory_is_retryable(run: Run, judge: str, db: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memalign.stores.sqlite.SqliteStore.__init__.__kwdefaults__", {"wait_seconds": 0.1})
+    file = jsonl(tmp_path / "feedback.jsonl", row(1))
+    other = sqlite3.connect(db, isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        assert "locked by another process" in run("align", file, code=3).stderr
+    finally:
+        other.close()
+    run("align", file)
