@@ -41,6 +41,7 @@ class Endpoint:
         self.in_flight = self.most_in_flight = 0
 
     def app(self) -> web.Application:
+        """The routes."""
         app = web.Application(client_max_size=1 << 28)
         app.router.add_post("/v1/chat/completions", self.chat)
         app.router.add_post("/v1/embeddings", self.embeddings)
@@ -49,6 +50,7 @@ class Endpoint:
         return app
 
     async def chat(self, request: web.Request) -> web.Response:
+        """A completion in OpenAI's form: JSON of the schema, arguments of the forced tool, or text."""
         started, body = time.perf_counter(), await request.json()
         schema, tool = _schema(body)
         kind, text = answer(body["messages"], schema)
@@ -80,6 +82,7 @@ class Endpoint:
         return web.Response(body=content, content_type="application/json")
 
     async def embeddings(self, request: web.Request) -> web.Response:
+        """Unit vectors of the dimension that is asked for, as numbers or base64."""
         started, body = time.perf_counter(), await request.json()
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
         if len(texts) > MOST_TEXTS:
@@ -96,9 +99,11 @@ class Endpoint:
         return web.Response(body=content, content_type="application/json")
 
     async def stats(self, _request: web.Request) -> web.Response:
+        """What was counted since the last reset."""
         return web.json_response({"kinds": self.counted, "most_in_flight": self.most_in_flight})
 
     async def reset(self, _request: web.Request) -> web.Response:
+        """Count from nothing."""
         self.counted.clear()
         self.most_in_flight = 0
         return web.json_response({})

@@ -33,6 +33,7 @@ class Row:
     """The numbers behind ``measured``."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
         return asdict(self)
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeJudge, add, distilled, expert, record, says, shown_cases, shown_guidelines, support
 from sqlalchemy import select
 
+from conftest import MakeJudge, add, distilled, expert, record, says, shown_cases, shown_guidelines, support
 from memalign import Judge, edge
 from memalign.alignment.operations import check, guideline_text, parse
 from memalign.embedders.scripted import HashEmbedder
@@ -27,7 +27,7 @@ from memalign.models import ChatReply, ChatRequest
 from memalign.models.scripted import ScriptedChatModel
 from memalign.stores import open_store, schema
 
-# Aligns records "from" to "to" (both exclusive of nothing) with a model that takes a while.
+# Aligns records from the first number up to, but not with, the last, with a model that takes a while.
 ALIGN_ELSEWHERE = """
 import sys, time
 from pathlib import Path
@@ -58,14 +58,21 @@ class Waiting:
         self.requests: list[ChatRequest] = []
         self._inner = ScriptedChatModel(answer)
         self._all_here: asyncio.Event | None = None
+        self._first: asyncio.Event | None = None
 
     async def complete(self, request: ChatRequest) -> ChatReply:
         self._all_here = self._all_here or asyncio.Event()
         self.requests.append(request)
+        if self._first is not None:
+            self._first.set()
         if len(self.requests) >= self.together:
             self._all_here.set()
         await asyncio.wait_for(self._all_here.wait(), 5)
         return await self._inner.complete(request)
+
+    async def first_request(self) -> None:
+        self._first = self._first or asyncio.Event()
+        await asyncio.wait_for(self._first.wait(), 5)
 
     async def aclose(self) -> None:
         pass
@@ -215,7 +222,10 @@ def test_a_changed_record_takes_its_guideline_with_it_and_the_old_reason_is_neve
     assert "heed apologise" not in prompt, "the guideline that rested on it is not shown"
     assert shown_guidelines(model.requests[0]) == {"g2": "When a reply is judged, heed greet first."}
     assert [guideline.id for guideline in report.retired] == ["g1"]
-    assert sorted(guideline.text for guideline in report.added) == ["When a reply is judged, heed apologise.", "When a reply is judged, heed be brief."]
+    assert sorted(guideline.text for guideline in report.added) == [
+        "When a reply is judged, heed apologise.",
+        "When a reply is judged, heed be brief.",
+    ]
     assert next(g for g in report.added if "apologise" in g.text).evidence_for == (record(2).id,)
     assert [episode.feedback.value for episode in judge.memory.episodes()] == [False, False, True]
     assert (report.changed, report.unconsumed) == (1, 0)
@@ -234,7 +244,11 @@ def test_the_old_reason_of_a_changed_record_is_in_no_later_prompt(make_judge: Ma
 
 
 def test_a_change_back_before_it_was_learned_is_learned_as_it_stands(make_judge: MakeJudge) -> None:
-    replies: list[Any] = [{"operations": [add(1, decide="heed apologise")]}, ModelUnavailable("down"), {"operations": [add(1, decide="heed apologise")]}]
+    replies: list[Any] = [
+        {"operations": [add(1, decide="heed apologise")]},
+        ModelUnavailable("down"),
+        {"operations": [add(1, decide="heed apologise")]},
+    ]
     judge = make_judge(ScriptedChatModel(replies))
     judge.align([record(1, "apologise")])
     judge.align([record(1, "be brief")])
@@ -332,9 +346,7 @@ def test_an_id_that_is_unknown_leaves_everything_as_it_is(make_judge: MakeJudge)
         (["", "null", "[]"], True, "not the JSON that was asked for"),
     ],
 )
-def test_a_failed_batch_stands_in_the_report_and_is_picked_up_later(
-    make_judge: MakeJudge, replies: list[Any], retryable: bool, message: str
-) -> None:
+def test_a_failed_batch_stands_in_the_report_and_is_picked_up_later(make_judge: MakeJudge, replies: list[Any], retryable: bool, message: str) -> None:
     model = ScriptedChatModel(replies)
     judge = make_judge(model)
     report = judge.align([record(1, "apologise"), record(2)])
@@ -611,15 +623,38 @@ def test_a_relate_call_that_fails_leaves_guidelines_apart(make_judge: MakeJudge,
     assert (len(report.added), report.failed_batches, report.unconsumed) == (16, (), 0)
 
 
+def test_in_process_each_reason_becomes_a_rule_and_alike_rules_are_one(make_judge: MakeJudge) -> None:
+    def rule(request: ChatRequest) -> str:
+        return "Never blame the customer." if "blame" in request.messages[-1].content else "Name a day for the delivery."
+
+    model = ScriptedChatModel(rule, name="local/scripted")
+    judge = make_judge(model, explain=True)
+    reasons = ["blames him", "no date", "she is blamed", "blames her"]
+    report = judge.align([record(number, reason) for number, reason in enumerate(reasons)])
+    assert purposes(model) == {"distil": 4}
+    assert {guideline.text: len(guideline.evidence_for) for guideline in report.added} == {
+        "Never blame the customer.": 3,
+        "Name a day for the delivery.": 1,
+    }
+    later = judge.align([record(9, "blames again")])
+    assert (len(later.added), [len(guideline.evidence_for) for guideline in later.joined]) == (0, [4])
+
+
+def test_a_rule_that_forbids_never_joins_one_that_demands(make_judge: MakeJudge) -> None:
+    rules = iter(["Always name the courier.", "Never name the courier."])
+    judge = make_judge(ScriptedChatModel(lambda request: next(rules), name="local/scripted"), explain=True)
+    assert len(judge.align([record(1, "first"), record(2, "second")]).added) == 2
+
+
 def test_later_rounds_see_what_earlier_ones_proposed(make_judge: MakeJudge) -> None:
-    """In process four records a call, one call at a time."""
-    model = ScriptedChatModel(expert, name="local/scripted")
-    report = make_judge(model, explain=True).align([record(number, "apologise" if number % 4 else f"reason {number}") for number in range(12)])
-    assert purposes(model) == {"distil": 3}
-    assert set(shown_guidelines(model.requests[1])) == {"new1", "new2"}
-    by_text = {guideline.text: guideline for guideline in report.added}
-    assert len(by_text) == 4
-    assert len(by_text["When a reply is judged, heed apologise."].evidence_for) == 9
+    """16 calls of 8 records run at once; the 17th sees what they made."""
+    model = ScriptedChatModel(expert)
+    report = make_judge(model).align([record(number, "apologise") for number in range(136)])
+    assert purposes(model) == {"distil": 17}
+    assert shown_guidelines(model.requests[15]) == {}
+    assert shown_guidelines(model.requests[16]) == {"new1": "When a reply is judged, heed apologise."}
+    (guideline,) = report.added
+    assert len(guideline.evidence_for) == 136
 
 
 # Several experts
@@ -686,8 +721,7 @@ def test_a_record_retracted_while_it_is_distilled_leaves_no_guideline(make_judge
 
     async def retract_meanwhile() -> Any:
         aligning = asyncio.create_task(judge.aalign([record(1, "apologise"), record(2, "greet first")]))
-        while not model.requests:
-            await asyncio.sleep(0.01)
+        await model.first_request()
         await asyncio.to_thread(other.unalign, [record(1).id])
         await model.complete(model.requests[0])
         return await aligning
@@ -705,8 +739,7 @@ def test_support_for_a_guideline_that_retires_meanwhile_is_distilled_again(make_
 
     async def retract_meanwhile() -> Any:
         aligning = asyncio.create_task(judge.aalign([record(2, "apologise")]))
-        while not model.requests:
-            await asyncio.sleep(0.01)
+        await model.first_request()
         await asyncio.to_thread(other.unalign, [record(1).id])
         await model.complete(model.requests[0])
         return await aligning
@@ -766,10 +799,10 @@ def test_more_records_than_a_query_has_room_for_parameters(make_judge: MakeJudge
     judge.memory.view()
     with judge.memory.store.reading() as connection:
         connection.connection.dbapi_connection.setlimit(9, limit)
-    judge.align([record(number) for number in range(limit + 100)])
-    assert judge.memory.view().items == limit + 100
+    judge.align([record(number) for number in range(limit + 60)])
+    assert judge.memory.view().items == limit + 60
     report = judge.unalign([record(number).id for number in range(limit + 50)])
-    assert (report.withdrawn, judge.memory.view().items) == (limit + 50, 50)
+    assert (report.withdrawn, judge.memory.view().items) == (limit + 50, 10)
 
 
 def test_distilled_says_is_used(make_judge: MakeJudge) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from conftest import distilled, says
 from endpoint import ScriptedEndpoint, completion
+from memalign import Judge
 from memalign.cli import app
 from memalign.models import ChatRequest, Message
 
@@ -124,16 +125,17 @@ def test_errors_keep_their_traceback_for_who_debugs(run: Run, monkeypatch: pytes
 # init
 
 
-def test_init_says_what_changed(run: Run, judge: str) -> None:
+def test_init_says_what_changed(run: Run, judge: str, db: str) -> None:
     same = run("init", "--judge", "polite", "--instructions", INSTRUCTIONS, "--model", "openai/m")
     assert "nothing changed" in same.stdout
     changed = run("init", "--judge", "polite", "--k", "7", "--no-explain").stdout
     assert changed.splitlines() == ["judge 'polite': k changed from 5 to 7", "judge 'polite': explain changed from True to False"]
     local = run("init", "--judge", "polite", "--model", "local/qwen2.5-coder-1.5b").stdout
     assert "model changed from 'openai/m' to 'local/qwen2.5-coder-1.5b'" in local
-    assert "reflection_model changed" in local
-    assert "exemplars changed from 0 to 10" in local
-    assert "judge 'polite': k changed" not in local
+    assert "exemplars changed from 0 to" in local  # it followed from the model
+    assert "judge 'polite': k changed" not in local  # it was chosen
+    stored = Judge.load(db, "polite")
+    assert (stored.k, stored.reflection_model) == (7, "local/qwen2.5-coder-1.5b")
 
 
 def test_init_refuses_another_scale_and_incomplete_judges(run: Run, judge: str, tmp_path: Path) -> None:
@@ -208,6 +210,7 @@ def test_failed_batches_are_taken_up_by_align_without_a_file(run: Run, judge: st
     result = run("align", jsonl(tmp_path / "feedback.jsonl", row(1)), code=1)
     assert "not distilled" in result.stdout
     assert "1 record(s) still wait" in result.stdout
+    assert "1 record(s) are stored but not fully learned" in run("memory", "list").stdout
     endpoint.chat = usual
     assert "+ g1" in run("align").stdout
 
@@ -383,7 +386,7 @@ def test_memory_list(run: Run, taught: str) -> None:
     assert any(line.startswith("r1") and "a rude reply, number 1" in line for line in shown)
     assert shown[-1] == "revision 1: 1 guideline(s), 3 case(s) on 3 item(s)"
     told = json.loads(run("memory", "list", "--episodes", "--json").stdout)
-    assert told["counts"] == {"revision": 1, "guidelines": 1, "episodes": 3, "items": 3}
+    assert told["counts"] == {"revision": 1, "guidelines": 1, "episodes": 3, "items": 3, "waiting": 0}
     assert [case["id"] for case in told["cases"]] == ["r1", "r2", "r3"]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -119,6 +120,7 @@ def test_ctrl_c_while_judging(environment: dict[str, str], judge: None, endpoint
     until(lambda: out.exists() and out.read_text().count("\n") == 2 and endpoint.in_flight == 1)
     interrupted(process)
     assert len(out.read_text().splitlines()) == 2
+    assert sqlite3.connect(environment["MEMALIGN_DB"]).execute("SELECT count(*) FROM verdict").fetchone() == (2,)
     endpoint.script.clear()
     assert "4 judged, 2 done before" in memalign(environment, "judge", file, "--out", str(out), "--resume").stderr
     assert sorted(json.loads(line)["row"] for line in out.read_text().splitlines()) == [1, 2, 3, 4, 5, 6]
@@ -180,9 +182,10 @@ def test_a_bar_on_a_terminal_only(environment: dict[str, str], judge: None, endp
     assert json.loads(out)["new"] == 9
     assert "distil" in shown
     assert "9/9" in shown
-    out, shown = on_terminal(environment, "judge", file)
-    assert len([json.loads(line) for line in out.splitlines()]) == 9
-    assert "judge" in shown
+    out, shown = on_terminal(environment, "judge", jsonl(tmp_path / "items.jsonl", *map(row, range(9)), row(10, colour="red")))
+    assert len([json.loads(line) for line in out.splitlines()]) == 10
+    assert "10/10" in shown
+    assert "remark: " in shown
     assert memalign(environment, "align", file).stderr == ""
 
 

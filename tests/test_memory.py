@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MakeJudge, add, distilled, record, says
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
+from conftest import MakeJudge, add, distilled, record, says
 from memalign import Feedback, Judge, Scale
 from memalign.embedders.scripted import HashEmbedder
 from memalign.errors import BadRecord, ConfigurationError, EmbeddingError, NotFound
@@ -190,7 +190,7 @@ def test_readers_beside_a_writer_see_whole_revisions(make_judge: MakeJudge, db: 
     reader.memory.view()
 
     def write() -> None:
-        for number in range(1, 16):
+        for number in range(1, 9):
             writer.align([record(number, f"reason {number}")])
 
     with ThreadPoolExecutor(1) as pool:
@@ -201,7 +201,7 @@ def test_readers_beside_a_writer_see_whole_revisions(make_judge: MakeJudge, db: 
             assert view.revision == view.items == len(view.guidelines)
             seen.add(view.revision)
         writing.result()
-    assert reader.memory.view().revision == 15
+    assert reader.memory.view().revision == 8
     assert len(seen) > 1
 
 
@@ -351,7 +351,7 @@ def test_vectors_of_another_dimension_are_an_error() -> None:
 STEPS = st.lists(st.tuples(st.sampled_from(["add", "remove"]), st.lists(st.integers(0, 200), max_size=40)), max_size=8)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(steps=STEPS, k=st.integers(0, 12), floor=st.floats(-1, 1), exclude=st.integers(0, 200), seed=st.integers(0, 5))
 def test_the_index_agrees_with_brute_force(steps: list[tuple[str, list[int]]], k: int, floor: float, exclude: int, seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -387,7 +387,7 @@ def candidates(rows: list[tuple[str, bool, bool, tuple[float, ...]]]) -> list[Ca
     ]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(rows=CANDIDATES, n=st.integers(-1, 25))
 def test_exemplars_are_balanced_explained_first_and_in_order(rows: list[tuple[str, bool, bool, tuple[float, ...]]], n: int) -> None:
     all_of_them = candidates(rows)

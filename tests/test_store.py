@@ -359,6 +359,21 @@ def test_loading_from_a_mistyped_path_makes_no_file(tmp_path: Path) -> None:
 # In RAM
 
 
+def test_stores_that_open_at_the_same_time_do_not_migrate_each_other() -> None:
+    stores = [open_store(None) for _ in range(8)]
+    start = threading.Barrier(8)
+
+    def first_use(store: Store) -> list[str]:
+        start.wait()
+        put(store, "mine")
+        return names(store)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(first_use, stores)) == [["mine"]] * 8
+    for store in stores:
+        store.close()
+
+
 def test_ram_is_shared_by_threads_and_lost_when_closed() -> None:
     store = open_store(None)
     with ThreadPoolExecutor(8) as pool:

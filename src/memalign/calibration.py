@@ -11,6 +11,7 @@ from memalign.engines import in_flight
 from memalign.judging import Recall, attempt, decide
 from memalign.memory.episodic import Stored
 from memalign.memory.revisions import Decision
+from memalign.memory.vote import pairs
 from memalign.records import Usage, Verdict
 from memalign.session import Session
 from memalign.verdicts import fitted, stacked
@@ -64,32 +65,50 @@ async def calibrate(
     told = {place: verdict for place, verdict in results.items() if verdict.probabilities is not None}
     if len(told) < _FEWEST:
         return replace(nothing, judged=len(results), usage=usage, note=f"{session.model.name} does not tell token probabilities")
-    labels = [bool(chosen[place].feedback.value) for place in told]
-    yes = [verdict.probabilities["yes"] for verdict in told.values() if verdict.probabilities is not None]
+    yes = {chosen[place].item_id: verdict.probabilities["yes"] for place, verdict in told.items() if verdict.probabilities is not None}
     votes = await asyncio.to_thread(session.memory.left_out_votes, view)
-    cast = [votes.get(chosen[place].item_id, 0.0) for place in told]
-    decision = fitted(yes, cast, labels)
+    everyone = {stored.item_id: bool(stored.feedback.value) for stored in held if stored.item_id in votes}
+    cases = [_Case(label, votes[item_id], yes.get(item_id)) for item_id, label in everyone.items()]
+    decision = _fitted(cases)
     if decision is None:
         return replace(nothing, judged=len(results), usage=usage, note="all labels are equal: nothing to fit")
     decision = replace(decision, cases=view.decision.cases)
-    left_out = [_without(place, yes, cast, labels) for place in range(len(labels))]
     revision = await asyncio.to_thread(decide, session.memory, decision, actor=actor, judged=len(told))
+    judged = [place for place, case in enumerate(cases) if case.yes is not None]
+    labels = [cases[place].label for place in judged]
+    left_out = _left_out(cases)
     return Calibration(
         judged=len(told),
         decision=decision,
-        model_alone=_balanced(labels, [probability >= 0.5 for probability in yes]),
-        left_out=_balanced(labels, left_out),
+        model_alone=_balanced(labels, [(cases[place].yes or 0.0) >= 0.5 for place in judged]),
+        left_out=_balanced(labels, [left_out[place] for place in judged]),
         revision=revision,
         note="",
         usage=usage,
     )
 
 
-def _without(place: int, yes: Sequence[float], votes: Sequence[float], labels: Sequence[bool]) -> bool:
-    """The verdict on one record by weights fitted on the others."""
-    others = [other for other in range(len(labels)) if other != place]
-    decision = fitted([yes[o] for o in others], [votes[o] for o in others], [labels[o] for o in others]) or Decision()
-    return stacked(yes[place], votes[place], decision) >= 0.5
+@dataclass(frozen=True, slots=True)
+class _Case:
+    label: bool
+    vote: float
+    yes: float | None
+    """The model's probability, if it judged the case."""
+
+
+def _fitted(cases: Sequence[_Case]) -> Decision | None:
+    return fitted([case.yes for case in cases], [case.vote for case in cases], [case.label for case in cases])
+
+
+def _left_out(cases: Sequence[_Case]) -> list[bool]:
+    """The verdict on each case by weights fitted without it; an opposite case is left out with it."""
+    verdicts = [False] * len(cases)
+    for fold in pairs([case.label for case in cases]):
+        decision = _fitted([case for place, case in enumerate(cases) if place not in fold]) or Decision()
+        for place in fold:
+            yes = cases[place].yes
+            verdicts[place] = stacked(0.5 if yes is None else yes, cases[place].vote, decision) >= 0.5
+    return verdicts
 
 
 def balanced_sample(records: Sequence[Stored], size: int) -> list[Stored]:

@@ -9,7 +9,6 @@ from typing import Literal
 
 from memalign.errors import MemalignError, UnreadableReply
 from memalign.memory import Memory, View, revisions
-from memalign.memory.log import log_calls, log_verdict
 from memalign.memory.revisions import Decision
 from memalign.models import ChatReply
 from memalign.records import Episode, Failure, Item, Verdict, content_hash
@@ -47,7 +46,7 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
         reply = await _asked(session, meter, task, context, temperature)
         reading = read(task.scale, reply, explain=task.explain, decision=view.decision if recall.part == "both" else Decision(), vote=vote)
     except MemalignError:
-        await asyncio.to_thread(_log, session.memory, meter, item, None)
+        session.memory.log(meter.calls)
         raise
     verdict = Verdict(
         value=reading.value,
@@ -62,7 +61,7 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
         probabilities=reading.probabilities,
     )
     in_service = recall.own and recall.part == "both" and session.memory.pinned_revision is None
-    await asyncio.to_thread(_log, session.memory, meter, item, verdict if in_service else None)
+    session.memory.log(meter.calls, item.id, verdict if in_service else None)
     return verdict
 
 
@@ -79,16 +78,17 @@ async def attempt(session: Session, task: Task, item: Item, recall: Recall, *, t
 async def _recalled(session: Session, meter: Meter, task: Task, item: Item, recall: Recall) -> tuple[View, WorkingMemory, float]:
     """What memory brings to a judgement: the view, the context, and the vote of the cases if it counts."""
     await session.complete_vectors(meter)
-    view = await asyncio.to_thread(session.memory.view)
+    text = item_text(item)
+    key = content_hash(text)
+    view, stored = await asyncio.to_thread(session.memory.view_and_vector, key)
     guidelines = view.guidelines if recall.part in ("both", "guidelines") else ()
     if recall.part not in ("both", "cases"):
         return view, assemble(task, item, guidelines), 0.0
     k = recall.k if view.decision.cases is None else view.decision.cases
-    text, query, vote = item_text(item), None, 0.0
+    query, vote = None, 0.0
     counts = view.decision.vote_weight > 0 and recall.part == "both"
     if (k > 0 or counts) and view.items:
-        key = content_hash(text)
-        query = (await session.vectors(meter, {key: text}))[key]
+        query = stored if stored is not None else (await session.vectors(meter, {key: text}, looked_up=True))[key]
         if counts:
             vote = await asyncio.to_thread(session.memory.vote, view, item.id, query, own=recall.own)
     cases = await asyncio.to_thread(session.memory.cases, view, item.id, query, k=k, floor=recall.floor, own=recall.own)
@@ -114,14 +114,6 @@ async def _asked(session: Session, meter: Meter, task: Task, context: WorkingMem
             if number == _ATTEMPTS:
                 raise UnreadableReply(f"{session.model.name} gave no readable verdict in {_ATTEMPTS} attempts; the last time: {error}") from error
     raise AssertionError
-
-
-def _log(memory: Memory, meter: Meter, item: Item, verdict: Verdict | None) -> None:
-    judge_id = memory.judge_id
-    with memory.store.writing() as connection:
-        log_calls(connection, judge_id, meter.calls)
-        if verdict is not None:
-            log_verdict(connection, judge_id, item.id, verdict)
 
 
 def decide(memory: Memory, decision: Decision, *, actor: str, judged: int) -> int:

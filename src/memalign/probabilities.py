@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from memalign.models import TokenLogprobs
+if TYPE_CHECKING:
+    from memalign.models import TokenLogprobs
 
 _VERDICT_KEY = re.compile(r'"verdict"\s*:\s*"?\s*')  # cannot match inside a JSON string: there the quotes are escaped
 _LEADING = " \t\r\n\"'`:{"

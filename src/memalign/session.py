@@ -55,7 +55,7 @@ class Session:
         self.reflection_model = reflection_model
         self.embedder = embedder
         self._recent: OrderedDict[str, Vectors] = OrderedDict()
-        self._complete = False
+        self._complete = self._priced = False
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     async def ask(self, meter: Meter, model: ChatModel, request: ChatRequest) -> ChatReply:
@@ -68,17 +68,21 @@ class Session:
             failed = Call(purpose=request.purpose, model=model.name, usage=Usage(calls=1), cost_usd=0.0, seconds=seconds, error=type(error).__name__)
             meter.calls.append(failed)
             raise
-        cost = await asyncio.to_thread(cost_usd, model.name, reply.usage)
+        cost = cost_usd(model.name, reply.usage) if self._priced else await asyncio.to_thread(cost_usd, model.name, reply.usage)
+        self._priced = True  # the price list is loaded
         seconds = reply.seconds or time.perf_counter() - started  # a model's own figure leaves out the wait for a turn
         meter.calls.append(Call(purpose=request.purpose, model=model.name, usage=reply.usage, cost_usd=cost, seconds=seconds))
         return reply
 
-    async def vectors(self, meter: Meter, texts: Mapping[str, str]) -> dict[str, Vectors]:
-        """Content hash -> unit vector, for texts by content hash; only texts never seen before are embedded."""
+    async def vectors(self, meter: Meter, texts: Mapping[str, str], *, looked_up: bool = False) -> dict[str, Vectors]:
+        """Content hash -> unit vector, for texts by content hash; only texts never seen before are embedded.
+
+        ``looked_up``: memory was asked already and holds none of them.
+        """
         found = {key: self._recent[key] for key in texts if key in self._recent}
         unseen = [key for key in texts if key not in found]
         if unseen:
-            found |= await asyncio.to_thread(self.memory.known_vectors, unseen)
+            found |= {} if looked_up else await asyncio.to_thread(self.memory.known_vectors, unseen)
             fresh = [key for key in unseen if key not in found]
             found |= dict(zip(fresh, await self._embed(meter, [texts[key] for key in fresh]), strict=True))
         for key, vector in found.items():

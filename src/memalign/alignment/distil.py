@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from memalign.memory import semantic
 from memalign.memory.episodic import Stored
 from memalign.models import ChatRequest, Message
 from memalign.prompts import render
-from memalign.records import Guideline
+from memalign.records import Guideline, content_hash
 from memalign.rendering import item_text, trimmed
 from memalign.session import Meter, Session
 from memalign.working import Task, fenced
@@ -22,6 +23,15 @@ from memalign.working import Task, fenced
 _ATTEMPTS = 3
 _NEW = "new"
 """Before the place of a proposal: its id until it is stored."""
+_ALIKE = 0.75
+"""Cosine similarity from which two rules count as one."""
+_FORBIDS = re.compile(r"\b(never|not|no|don't|avoid|without)\b", re.IGNORECASE)
+_SHOTS = (
+    ("Verdict: no. Reason: Told Mrs. Bell that she had misread the page. Readers are right.", "Never tell a reader that she is wrong."),
+    ("Verdict: yes. Reason: Good, the source stands right beside the claim.", "Name the source beside each claim."),
+    ("Verdict: no. Reason: Makes him look it up himself. That is our work.", "Look things up ourselves, never leave it to the reader."),
+)
+"""From a field far away, so that none of it is right by chance."""
 _LONGEST_CASE = 2000
 """Characters of a case, and of a reason, that the distilling model reads."""
 
@@ -34,16 +44,15 @@ class Pace:
     """Records in one call."""
     width: int = 16
     """Calls at once; each later round sees what the earlier ones proposed."""
-    operations: int = 12
-    """Most proposals in one reply."""
-    part_characters: int = 200
-    """Longest scope, decision or reason of a guideline."""
     max_tokens: int = 1200
+    gist: bool = False
+    """Ask for nothing but the rule behind each single reason; rules that are alike become one. On the boolean scale only reasons for a no are asked
+    about: they name a fault, where a small model makes platitudes of praise."""
 
 
 HOSTED = Pace()
-IN_PROCESS = Pace(batch_size=6, width=1, operations=3, part_characters=90, max_tokens=320)
-"""A small model on a processor writes some ten tokens a second, and loses the thread in long batches."""
+IN_PROCESS = Pace(batch_size=1, width=1, max_tokens=40, gist=True)
+"""A small model on a processor writes some ten tokens a second, and loses the thread among several cases, but puts one reason into a rule well."""
 
 
 @dataclass(slots=True)
@@ -84,6 +93,11 @@ async def distil(
 ) -> Distillation:
     """Distil records that have reasons; ``progress`` hears how many are done. Errors of a batch are kept in the result, not raised."""
     result = Distillation()
+    if pace.gist and task.scale.kind == "boolean":
+        praise = [stored for stored in records if stored.feedback.value]
+        result.consumed |= {stored.row for stored in praise}
+        records = [stored for stored in records if not stored.feedback.value]
+        progress(len(praise))
     batches = [records[start : start + pace.batch_size] for start in range(0, len(records), pace.batch_size)]
     for first in range(0, len(batches), pace.width):
         seen = _listed(guidelines, result.proposals)
@@ -91,6 +105,8 @@ async def distil(
         await asyncio.gather(*(_batch(session, meter, task, pace, number, batch, seen, result, progress) for number, batch in wave))
         if len(wave) > 1:
             await _merge(session, meter, result)
+    if pace.gist:
+        await _join_alike(session, meter, result, guidelines)
     return result
 
 
@@ -109,7 +125,7 @@ async def _batch(
     texts = [f"{item_text(stored.feedback.item)}\n{stored.feedback.rationale}" for stored in batch]
     known = [guideline.id for guideline in seen]
     try:
-        proposals = await _ask(session, meter, _request(task, pace, batch, seen))
+        proposals = await _gist(session, meter, task, batch[0]) if pace.gist else await _ask(session, meter, _request(task, pace, batch, seen))
     except Exception as error:  # also of a model that breaks its contract: it must not take the other batches with it
         failed = FailedBatch(
             feedback_ids=tuple(stored.feedback.id for stored in batch),
@@ -162,6 +178,15 @@ async def _ask(session: Session, meter: Meter, request: ChatRequest) -> list[dic
     raise AssertionError
 
 
+async def _gist(session: Session, meter: Meter, task: Task, stored: Stored) -> list[dict[str, object]]:
+    """One reason as a rule. The case itself is left out: a small model would copy it."""
+    given = f"Verdict: {task.scale.label_of(stored.feedback.value)}. Reason: {trimmed(stored.feedback.rationale, _LONGEST_CASE)}"
+    shots = [message for reason, rule in _SHOTS for message in (Message("user", reason), Message("assistant", rule))]
+    messages = (Message("system", render("gist")), *shots, Message("user", given))
+    reply = await session.ask(meter, session.reflection_model, ChatRequest(messages=messages, max_tokens=IN_PROCESS.max_tokens, purpose="distil"))
+    return [{"op": "rule", "rule": reply.text.strip().partition("\n")[0], "cases": [1]}]
+
+
 def _request(task: Task, pace: Pace, batch: Sequence[Stored], seen: Sequence[Guideline]) -> ChatRequest:
     cases = [
         {
@@ -176,7 +201,7 @@ def _request(task: Task, pace: Pace, batch: Sequence[Stored], seen: Sequence[Gui
             Message("system", render("distil_system", instructions=task.instructions, scale=task.scale.prompt())),
             Message("user", render("distil_user", guidelines=seen, cases=cases)),
         ),
-        schema=schema([guideline.id for guideline in seen], most=pace.operations, part_characters=pace.part_characters),
+        schema=schema([guideline.id for guideline in seen]),
         max_tokens=pace.max_tokens,
         purpose="distil",
     )
@@ -200,3 +225,25 @@ async def _merge(session: Session, meter: Meter, result: Distillation) -> None:
             new[kept].taint |= new[other].taint
             gone.append(new[other])
     result.proposals = [proposal for proposal in result.proposals if not any(proposal is merged for merged in gone)]
+
+
+async def _join_alike(session: Session, meter: Meter, result: Distillation, guidelines: Sequence[Guideline]) -> None:
+    """Let a new rule that is alike an older one become evidence for it; a rule that forbids is never alike one that demands."""
+    new = [proposal for proposal in result.proposals if proposal.guideline_id is None]
+    texts = [*(guideline.text for guideline in guidelines), *(proposal.text for proposal in new)]
+    vectors = await session.vectors(meter, {content_hash(text): text for text in texts})
+    older: list[Proposal] = [Proposal(text=guideline.text, scope="", batch=-1, guideline_id=guideline.id) for guideline in guidelines]
+    for proposal in new:
+        vector = vectors[content_hash(proposal.text)]
+        alike = [
+            (float(vectors[content_hash(other.text)] @ vector), place)
+            for place, other in enumerate(older)
+            if bool(_FORBIDS.search(other.text)) is bool(_FORBIDS.search(proposal.text))
+        ]
+        likeness, place = max(alike, default=(0.0, -1))
+        if likeness < _ALIKE:
+            older.append(proposal)
+        else:
+            older[place].evidence |= proposal.evidence
+            older[place].taint |= proposal.taint
+    result.proposals = [proposal for proposal in older if proposal.evidence]

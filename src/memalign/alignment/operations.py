@@ -52,16 +52,16 @@ class Rejected:
 Operation = Add | Support
 
 
-def schema(known_ids: Sequence[str], *, most: int = MOST_OPERATIONS, part_characters: int = 200) -> dict[str, Any]:
+def schema(known_ids: Sequence[str]) -> dict[str, Any]:
     """The JSON schema of a distillation's reply; SUPPORT is offered only when there is something to support."""
     cases = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
-    part = {"type": "string", "minLength": 3, "maxLength": part_characters}
+    part = {"type": "string", "minLength": 3, "maxLength": 200}
     parts: dict[str, Any] = {"op": {"type": "string", "enum": ["add"]}, "when": part, "decide": part, "because": part, "cases": cases}
     variants = [_object(parts)]
     if known_ids:
         guideline = {"type": "string", "enum": list(known_ids)}
         variants.append(_object({"op": {"type": "string", "enum": ["support"]}, "guideline": guideline, "cases": cases}))
-    operations = {"type": "array", "maxItems": most, "items": {"anyOf": variants} if len(variants) > 1 else variants[0]}
+    operations = {"type": "array", "maxItems": MOST_OPERATIONS, "items": {"anyOf": variants} if len(variants) > 1 else variants[0]}
     return _object({"operations": operations})
 
 
@@ -118,18 +118,25 @@ def _checked(proposal: dict[str, Any], texts: Sequence[str], known_ids: Collecti
         if guideline_id not in known_ids:
             return Rejected(_text(proposal), f"supports a guideline that does not exist ({guideline_id!r:.40})")
         return Support(str(guideline_id), cases)
+    if proposal.get("op") == "rule":
+        return _new(str(proposal.get("rule", "")).strip(), "", cases, texts)
     parts = [proposal.get(name) for name in ("when", "decide", "because")]
     if proposal.get("op") != "add" or not all(isinstance(part, str) for part in parts):
         return Rejected(_text(proposal), "is not an operation that is known")
     when, decide, because = (str(part) for part in parts)
     if not when.strip() or len(decide.split()) < 2:
         return Rejected(_text(proposal), "says nothing to decide by")
-    text = guideline_text(when, decide, because)
+    return _new(guideline_text(when, decide, because), when.strip(), cases, texts)
+
+
+def _new(text: str, scope: str, cases: tuple[int, ...], texts: Sequence[str]) -> Add | Rejected:
+    if len(text.split()) < 3:
+        return Rejected(text, "says nothing to decide by")
     if _VERDICT_ORDER.search(text):
         return Rejected(text, "orders one verdict instead of saying what decides it")
     if copied := _copied(text, texts):
         return Rejected(text, f"copies a case: {copied!r}")
-    return Add(text, when.strip(), cases)
+    return Add(text, scope, cases)
 
 
 def _copied(text: str, texts: Sequence[str]) -> str | None:

@@ -63,7 +63,14 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 def main() -> None:
     """Run the console script."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)  # without waiting for threads: a model in process may be reading for half a minute
+        raise
 
 
 def _told(error: MemalignError) -> int:

@@ -170,7 +170,9 @@ def _judge(db: str, name: str) -> Check:
         with opened(db, name) as judge:
             memory = judge.memory
             guidelines, episodes, history = len(memory.guidelines()), len(memory.episodes()), len(memory.history())
-            detail = f"{judge.scale.spec}, {judge.settings['model']}; {guidelines} guideline(s), {episodes} case(s), {history} revision(s)"
+            waiting = f", {count} record(s) not fully learned" if (count := memory.waiting()) else ""
+            counts = f"{guidelines} guideline(s), {episodes} case(s), {history} revision(s){waiting}"
+            detail = f"{judge.scale.spec}, {judge.settings['model']}; {counts}"
     except MemalignError as error:
         return Check(name=f"judge {name}", status="failed", detail=str(error), needed=True)
     return Check(name=f"judge {name}", status="ok", detail=detail, needed=True)

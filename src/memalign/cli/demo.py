@@ -22,9 +22,12 @@ def demo(
     model: Annotated[
         str, typer.Option(help="The judge: local/... needs no key; openai/... any OpenAI-compatible endpoint.")
     ] = "local/qwen2.5-coder-1.5b",
-    feedback: Annotated[int, typer.Option(min=4, max=40, help="Records of feedback, of 40.")] = 24,
-    unseen: Annotated[int, typer.Option(min=4, max=24, help="Unseen items on which agreement is measured, of 24.")] = 16,
-    seen: Annotated[int, typer.Option(min=2, max=40, help="Seen items that are judged again.")] = 6,
+    feedback: Annotated[int, typer.Option(min=4, max=40, help="Records of feedback, of 40.")] = 40,
+    unseen: Annotated[
+        int | None,
+        typer.Option(min=4, max=24, help="Unseen items on which agreement is measured; by default as many as this machine's speed allows."),
+    ] = None,
+    seen: Annotated[int, typer.Option(min=2, max=40, help="Seen items that are judged again.")] = 4,
     out: Annotated[Path, typer.Option(help="Folder for the memory, the plot and the numbers.")] = Path("demo-out"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of the story.")] = False,
 ) -> None:

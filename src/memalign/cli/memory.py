@@ -36,8 +36,9 @@ def list_(
     with opened(db, judge) as found:
         guidelines = found.memory.guidelines(all_states=every)
         held = found.memory.episodes()
-        revision = found.memory.view().revision
+        revision, waiting = found.memory.view().revision, found.memory.waiting()
     counts = {"revision": revision, "guidelines": len(guidelines), "episodes": len(held), "items": len({e.feedback.item.id for e in held})}
+    counts["waiting"] = waiting
     if json:
         cases = {"cases": [_episode(episode) for episode in held]} if episodes else {}
         emit({"judge": found.name, "counts": counts, "guidelines": [asdict(guideline) for guideline in guidelines]} | cases)
@@ -57,6 +58,8 @@ def list_(
         ]
         table(["id", "expert", "reason", "item"], cells, wide=["reason", "item"])
     say(f"revision {revision}: {len(guidelines)} guideline(s), {len(held)} case(s) on {counts['items']} item(s)")
+    if waiting:
+        say(f"{waiting} record(s) are stored but not fully learned; to go on, run: memalign align")
 
 
 @app.command()

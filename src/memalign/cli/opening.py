@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memalign.errors import ConfigurationError, NotFound
+from memalign.errors import ConfigurationError, MemalignError, NotFound
 
 if TYPE_CHECKING:
     from memalign.judge import Judge
@@ -19,11 +19,18 @@ def opened(db: str, name: str) -> Iterator[Judge]:
     """The judge of a name, or the only one that the memory holds; closed at the end. Raises ConfigurationError, NotFound, StoreError."""
     from memalign.judge import Judge
 
-    judge = Judge.load(db, chosen(db, name))
+    judge, interrupted = Judge.load(db, chosen(db, name)), False
     try:
         yield judge
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
-        judge.close()
+        if interrupted:  # the process is about to end: a model in process would first finish what it is reading
+            with suppress(MemalignError):
+                judge.memory.store.close()
+        else:
+            judge.close()
 
 
 def chosen(db: str, name: str) -> str:

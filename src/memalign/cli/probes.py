@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memalign.cli.checks import DEFAULT_WEIGHTS, Check
 from memalign.errors import MemalignError
@@ -35,7 +34,7 @@ def chat(name: str, tell: Tell) -> list[Check]:
     try:
         model = open_chat_model(name)
         watch(model, tell)
-        return [asyncio.run(_local(model) if name.startswith("local/") else _hosted(model))]
+        return [_finished(_local(model) if name.startswith("local/") else _hosted(model), model)]
     except MemalignError as error:
         return [_failed(f"model {name}", error)]
 
@@ -56,7 +55,8 @@ def embedder(name: str) -> list[Check]:
     from memalign.embedders import open_embedder
 
     try:
-        return [asyncio.run(_embedded(name, open_embedder(name)))]
+        opened = open_embedder(name)
+        return [_finished(_embedded(name, opened), opened)]
     except MemalignError as error:
         return [_failed(f"embedder {name}", error)]
 
@@ -67,13 +67,23 @@ def default_embedder() -> list[Check]:
     return embedder(DEFAULT_EMBEDDER) if present else []
 
 
-async def _hosted(model: ChatModel) -> Check:
+def _finished(probe: Coroutine[Any, Any, Check], part: ChatModel | Embedder) -> Check:
+    """The outcome of a probe, with its part closed afterwards, unless Ctrl-C ends all."""
+    from memalign import edge
+
     try:
-        started = time.perf_counter()
-        reply = await _ask(model, _QUESTION, _MAX_TOKENS)
-        seconds = time.perf_counter() - started
-    finally:
-        await model.aclose()
+        found = edge.run(probe)
+    except MemalignError:
+        edge.run(part.aclose())
+        raise
+    edge.run(part.aclose())
+    return found
+
+
+async def _hosted(model: ChatModel) -> Check:
+    started = time.perf_counter()
+    reply = await _ask(model, _QUESTION, _MAX_TOKENS)
+    seconds = time.perf_counter() - started
     read, written = reply.usage.prompt_tokens, reply.usage.completion_tokens
     rates = f"{read / seconds:,.0f} tokens/s in, {written / seconds:,.0f} tokens/s out, the whole call counted"
     return Check(name=f"model {model.name}", status="ok", detail=f"answered in {seconds:.2f} s ({read} + {written} tokens): {rates}", needed=True)
@@ -81,13 +91,10 @@ async def _hosted(model: ChatModel) -> Check:
 
 async def _local(model: ChatModel) -> Check:
     """``seconds`` of a reply leaves out loading; the second prompt differs from its first word on, so that no cache helps to read it."""
-    try:
-        started = time.perf_counter()
-        first = await _ask(model, _QUESTION, _MAX_TOKENS)
-        loading = time.perf_counter() - started - first.seconds
-        reading = await _ask(model, f"{_PARAGRAPH * 4}\nIs this a complaint?", 1)
-    finally:
-        await model.aclose()
+    started = time.perf_counter()
+    first = await _ask(model, _QUESTION, _MAX_TOKENS)
+    loading = time.perf_counter() - started - first.seconds
+    reading = await _ask(model, f"{_PARAGRAPH * 4}\nIs this a complaint?", 1)
     in_rate = (reading.usage.prompt_tokens - reading.usage.cached_tokens) / max(reading.seconds, 1e-9)
     writing = first.seconds - (first.usage.prompt_tokens - first.usage.cached_tokens) / in_rate
     out_rate = first.usage.completion_tokens / max(writing, 1e-9)
@@ -102,17 +109,14 @@ async def _ask(model: ChatModel, question: str, max_tokens: int) -> ChatReply:
 
 
 async def _embedded(name: str, embedder: Embedder) -> Check:
-    try:
+    started = time.perf_counter()
+    await embedder.embed(["to load the weights or to connect"])
+    first = time.perf_counter() - started
+    times = []
+    for text in (_SHORT_TEXT, _PARAGRAPH * 4):
         started = time.perf_counter()
-        await embedder.embed(["to load the weights or to connect"])
-        first = time.perf_counter() - started
-        times = []
-        for text in (_SHORT_TEXT, _PARAGRAPH * 4):
-            started = time.perf_counter()
-            vectors = await embedder.embed([text])
-            times.append((time.perf_counter() - started) * 1000)
-    finally:
-        await embedder.aclose()
+        vectors = await embedder.embed([text])
+        times.append((time.perf_counter() - started) * 1000)
     told = f"first call {first:.2f} s; short text {times[0]:.0f} ms, long text {times[1]:.0f} ms, {vectors.shape[1]} dimensions"
     return Check(name=f"embedder {name}", status="ok", detail=told, needed=True)
 

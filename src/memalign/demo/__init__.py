@@ -24,8 +24,11 @@ from memalign.rendering import item_text
 NEW_REASON = "From today every reply must end with the agent's first name. This one is not signed."
 INSTRUCTIONS = "Decide whether the reply is one that our shop's customer support would send."
 
-SAMPLE = 12
-"""Records on which the threshold is fitted."""
+SAMPLE = 10
+"""Records on which model and vote are weighed."""
+
+PASS_SECONDS = 45.0
+"""Time for one pass over the unseen items."""
 
 Tell = Callable[[str, Any], None]
 """Called with the name of a finished step and its result."""
@@ -96,10 +99,14 @@ def cases(split: str) -> list[Feedback]:
     return [Feedback(**{name: row[name] for name in names}, created_at=datetime.fromisoformat(row["created_at"]), source="demo") for row in rows]
 
 
-def run(judge: Judge, *, feedback: int, unseen: int, seen: int, tell: Tell, progress: Progress) -> Outcome:
-    """The whole demonstration with a judge of the boolean scale and empty memory; ``tell`` hears of every step as it ends."""
+def run(judge: Judge, *, feedback: int, unseen: int | None, seen: int, tell: Tell, progress: Progress) -> Outcome:
+    """The whole demonstration with a judge of the boolean scale and empty memory; ``tell`` hears of every step as it ends.
+
+    ``unseen`` None: as many unseen items as this machine's first verdicts leave time for.
+    """
     started = time.perf_counter()
-    lessons, exam = balanced(cases("feedback"), feedback), balanced(cases("unseen"), unseen)
+    lessons = balanced(cases("feedback"), feedback)
+    exam = balanced(cases("unseen"), _affordable(judge) if unseen is None else unseen)
     outcome = Outcome(model=str(judge.settings["model"]))
 
     def measured(stage: Stage) -> None:
@@ -132,6 +139,13 @@ def run(judge: Judge, *, feedback: int, unseen: int, seen: int, tell: Tell, prog
     outcome.usage, _, _ = judge.memory.spent()
     outcome.seconds = time.perf_counter() - started
     return outcome
+
+
+def _affordable(judge: Judge) -> int:
+    """How many unseen items the time for one pass over them allows, by the time of a verdict here: 12 to 24, an even number."""
+    verdicts = [judge.batch([record], memory="none", own=False)[0] for record in balanced(cases("feedback"), 4)]
+    seconds = [verdict.seconds for verdict in verdicts[1:] if isinstance(verdict, Verdict)]  # the first one loads the model
+    return max(12, min(24, int(PASS_SECONDS / max(seconds, default=PASS_SECONDS)) // 2 * 2))
 
 
 def changes(

@@ -18,10 +18,11 @@ from memalign.errors import ConfigurationError, NotFound
 from memalign.memory import episodic, log, revisions, semantic, vectors, vote
 from memalign.memory.episodic import Stored
 from memalign.memory.exemplars import Candidate, choose
+from memalign.memory.journal import Entry, Journal
 from memalign.memory.retrieval import ItemIndex
 from memalign.memory.revisions import Decision, Revision
 from memalign.memory.vote import Ballot
-from memalign.records import Episode, Guideline, Usage
+from memalign.records import Episode, Guideline, Usage, Verdict
 from memalign.rendering import item_text
 from memalign.stores import Store, schema
 
@@ -60,7 +61,8 @@ class Memory:
     def __init__(
         self, store: Store, name: str, settings: Mapping[str, Any], embedder: str, *, exemplars: int = 0, revision: int | None = None
     ) -> None:
-        self.store = store
+        self._store = store
+        self._journal = Journal(store)
         self.name = name
         self.embedder = embedder
         self.pinned_revision = revision
@@ -70,6 +72,12 @@ class Memory:
         self._view: View | None = None
         self._ballots: tuple[int, Ballot | None] | None = None
         self._lock = threading.RLock()
+
+    @property
+    def store(self) -> Store:
+        """Where it lies; all that was logged is in it."""
+        self._journal.flush()
+        return self._store
 
     # What experts see
 
@@ -83,6 +91,11 @@ class Memory:
         """All experts' verdicts that hold, oldest first."""
         return [episodic.episode(stored) for stored in self.stored()]
 
+    def waiting(self) -> int:
+        """How many records are stored but not fully learned; the next ``align`` takes them up."""
+        with self._reading() as (connection, _):
+            return len(episodic.waiting(connection, self.judge_id))
+
     def history(self) -> list[Revision]:
         """All changes of memory, oldest first."""
         with self._reading() as (connection, _):
@@ -90,6 +103,7 @@ class Memory:
 
     def spent(self) -> tuple[Usage, float | None, float]:
         """Usage, cost in US dollars (None when a price is unknown) and seconds of all model calls so far, from the ledger."""
+        self._journal.flush()
         with self._reading() as (connection, _):
             return log.spent(connection, self.judge_id)
 
@@ -98,17 +112,12 @@ class Memory:
     def view(self) -> View:
         """What holds now (or in the pinned revision); the search index follows it."""
         with self._lock, self._reading() as (connection, revision):
-            if self._view is None or self._view.revision != revision:
-                self._follow(connection, revision)
-                found = semantic.at(connection, self.judge_id, revision)
-                self._view = View(
-                    revision=revision,
-                    guidelines=tuple(guideline for guideline in found if guideline.state == "active"),
-                    decision=revisions.decision_at(connection, self.judge_id, revision),
-                    exemplars=self._chosen(connection, revision),
-                    items=len(self._index),
-                )
-            return self._view
+            return self._viewed(connection, revision)
+
+    def view_and_vector(self, content_hash: str) -> tuple[View, Vectors | None]:
+        """The view, and the stored vector of a text if there is one."""
+        with self._lock, self._reading() as (connection, revision):
+            return self._viewed(connection, revision), vectors.known(connection, self.embedder, [content_hash]).get(content_hash)
 
     def cases(self, view: View, item_id: str, query: Vectors | None, *, k: int, floor: float, own: bool) -> Cases:
         """The k most similar items' episodes, and with ``own`` those of the item itself, as they hold in the view's revision."""
@@ -117,8 +126,9 @@ class Memory:
         ranked = dict(reversed(near)) | ({item_id: 1.0} if own else {})
         if not ranked:
             return Cases(episodes=(), similarity=())
-        with self._reading() as (connection, _):
-            found = episodic.of_items(connection, self.judge_id, view.revision, list(ranked))
+        judge_id = self.judge_id
+        with self._store.reading() as connection:
+            found = episodic.of_items(connection, judge_id, view.revision, list(ranked))
         order = {key: place for place, key in enumerate(ranked)}
         found.sort(key=lambda stored: order[stored.item_id])
         return Cases(episodes=tuple(episodic.episode(stored) for stored in found), similarity=tuple(ranked[stored.item_id] for stored in found))
@@ -139,7 +149,7 @@ class Memory:
 
     def known_vectors(self, hashes: Sequence[str]) -> dict[str, Vectors]:
         """Content hash -> vector, for those already stored."""
-        with self._reading() as (connection, _):
+        with self._store.reading() as connection:
             return vectors.known(connection, self.embedder, hashes)
 
     def texts_without_vector(self) -> dict[str, str]:
@@ -151,7 +161,7 @@ class Memory:
 
     def store_vectors(self, found: Mapping[str, Vectors]) -> None:
         """Store vectors of what memory already holds, and let the index see them."""
-        with self.store.writing() as connection:
+        with self._store.writing() as connection:
             vectors.store(connection, self.embedder, found)
         with self._lock:
             self._index, self._indexed, self._view = ItemIndex(), 0, None
@@ -167,7 +177,16 @@ class Memory:
             pass
         if not 0 <= revision <= newest:
             raise NotFound(f"judge {self.name!r} has no revision {revision}; its newest is {newest}")
-        return Memory(self.store, self.name, self._settings, self.embedder, exemplars=self._exemplars, revision=revision)
+        pinned = Memory(self._store, self.name, self._settings, self.embedder, exemplars=self._exemplars, revision=revision)
+        pinned._journal = self._journal  # one store, one journal: whichever closes the store first, all is written
+        return pinned
+
+    def log(self, calls: Sequence[log.Call], item_id: str = "", verdict: Verdict | None = None) -> None:
+        """Note a judgement's calls, and its verdict if it counts; both are in the store a moment later. Raises what an earlier write met."""
+        entries: list[Entry] = [(schema.ledger, row) for row in log.call_rows(self.judge_id, calls)]
+        if verdict is not None:
+            entries.append((schema.verdict, log.verdict_row(self.judge_id, item_id, verdict)))
+        self._journal.append(entries)
 
     @property
     def judge_id(self) -> int:
@@ -185,7 +204,7 @@ class Memory:
     @cached_property
     def _identity(self) -> tuple[int, str]:
         table = schema.judge
-        with self.store.reading() as connection:
+        with self._store.reading() as connection:
             row = connection.execute(select(table).where(table.c.name == self.name)).first()
         if row is not None and json.loads(row.settings) == self._settings:
             return row.id, row.secret
@@ -193,7 +212,7 @@ class Memory:
 
     def _registered(self) -> tuple[int, str]:
         table, settings = schema.judge, json.dumps(self._settings)
-        with self.store.writing() as connection:
+        with self._store.writing() as connection:
             row = connection.execute(select(table).where(table.c.name == self.name)).first()
             if row is None:
                 values = {"name": self.name, "settings": settings, "secret": secrets.token_hex(8), "created_at": revisions.now()}
@@ -202,16 +221,30 @@ class Memory:
             before = json.loads(row.settings)
             if before["scale"] != self._settings["scale"]:
                 raise ConfigurationError(
-                    f"judge {self.name!r} in {self.store.location} has the scale {before['scale']}, not {self._settings['scale']}: "
+                    f"judge {self.name!r} in {self._store.location} has the scale {before['scale']}, not {self._settings['scale']}: "
                     "verdicts of two scales cannot be mixed; give this judge another name"
                 )
             connection.execute(update(table).where(table.c.id == row.id).values(settings=settings))
             return row.id, row.secret
 
+    def _viewed(self, connection: Connection, revision: int) -> View:
+        if self._view is None or self._view.revision != revision:
+            self._follow(connection, revision)
+            found = semantic.at(connection, self.judge_id, revision)
+            self._view = View(
+                revision=revision,
+                guidelines=tuple(guideline for guideline in found if guideline.state == "active"),
+                decision=revisions.decision_at(connection, self.judge_id, revision),
+                exemplars=self._chosen(connection, revision),
+                items=len(self._index),
+            )
+        return self._view
+
     def _follow(self, connection: Connection, revision: int) -> None:
         if revision < self._indexed:
             self._index, self._indexed = ItemIndex(), 0
-        self._index.remove(vectors.left_memory(connection, self.judge_id, after=self._indexed, until=revision))
+        if self._indexed:
+            self._index.remove(vectors.left_memory(connection, self.judge_id, after=self._indexed, until=revision))
         self._index.add(vectors.of_memory(connection, self.judge_id, self.embedder, after=self._indexed, until=revision))
         self._indexed = revision
 
@@ -247,7 +280,7 @@ class Memory:
     @contextmanager
     def _reading(self) -> Iterator[tuple[Connection, int]]:
         judge_id = self.judge_id  # before the connection: it may have to write
-        with self.store.reading() as connection:
+        with self._store.reading() as connection:
             yield connection, revisions.current(connection, judge_id) if self.pinned_revision is None else self.pinned_revision
 
 

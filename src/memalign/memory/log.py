@@ -28,7 +28,13 @@ class Call:
 
 def log_calls(connection: Connection, judge_id: int, calls: Sequence[Call]) -> None:
     """Append to the ledger."""
-    rows = [
+    if rows := call_rows(judge_id, calls):
+        connection.execute(insert(schema.ledger), rows)
+
+
+def call_rows(judge_id: int, calls: Sequence[Call]) -> list[dict[str, Any]]:
+    """Calls as rows of the ledger."""
+    return [
         {
             "judge_id": judge_id,
             "at": now(),
@@ -45,25 +51,21 @@ def log_calls(connection: Connection, judge_id: int, calls: Sequence[Call]) -> N
         }
         for call in calls
     ]
-    if rows:
-        connection.execute(insert(schema.ledger), rows)
 
 
-def log_verdict(connection: Connection, judge_id: int, item_id: str, verdict: Verdict) -> None:
-    """Append to the verdict log."""
-    connection.execute(
-        insert(schema.verdict).values(
-            judge_id=judge_id,
-            at=now(),
-            item_id=item_id,
-            value=canonical(verdict.value),
-            rationale=verdict.rationale.encode("utf-8", "replace").decode(),  # a model may write half of a surrogate pair
-            confidence=verdict.confidence,
-            revision=verdict.revision,
-            guideline_ids=json.dumps(verdict.guideline_ids),
-            episode_ids=json.dumps(verdict.episode_ids),
-        )
-    )
+def verdict_row(judge_id: int, item_id: str, verdict: Verdict) -> dict[str, Any]:
+    """A verdict as a row of the verdict log."""
+    return {
+        "judge_id": judge_id,
+        "at": now(),
+        "item_id": item_id,
+        "value": canonical(verdict.value),
+        "rationale": verdict.rationale.encode("utf-8", "replace").decode(),  # a model may write half of a surrogate pair
+        "confidence": verdict.confidence,
+        "revision": verdict.revision,
+        "guideline_ids": json.dumps(verdict.guideline_ids),
+        "episode_ids": json.dumps(verdict.episode_ids),
+    }
 
 
 def last_verdict(connection: Connection, judge_id: int, item_id: str) -> Any:

@@ -6,11 +6,12 @@ many alike count little more than one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from memalign.embedders import Vectors
@@ -33,18 +34,32 @@ class Ballot:
     weights: Vectors
     """How much similarity to each case adds to a vote, shape (cases,)."""
     left_out: Vectors
-    """The vote on each case by all others, shape (cases,)."""
+    """The vote on each case by the others but one of the opposite verdict, shape (cases,)."""
 
 
 def cast(labels: Mapping[str, float], vector: Callable[[str], Vectors]) -> Ballot:
-    """Weigh the cases: item id -> label, from -1.0 (no) to 1.0 (yes); the leave-one-out votes are exact, in closed form."""
+    """Weigh the cases: item id -> label, from -1.0 (no) to 1.0 (yes)."""
     vectors = np.stack([vector(item_id) for item_id in labels])
     wanted = np.fromiter(labels.values(), dtype=np.float64)
     inverse = np.linalg.inv(vectors @ vectors.T + RIDGE * np.eye(len(vectors)))
     found = inverse @ wanted
+    left_out = np.empty(len(wanted))
+    for fold in pairs(wanted > 0):  # the exact prediction without a fold, in closed form
+        left_out[fold] = wanted[fold] - np.linalg.solve(inverse[np.ix_(fold, fold)], found[fold])
     return Ballot(
         place={item_id: row for row, item_id in enumerate(labels)},
         vectors=vectors,
         weights=found.astype(np.float32),
-        left_out=(wanted - found / np.diag(inverse)).astype(np.float32),
+        left_out=left_out.astype(np.float32),
     )
+
+
+def pairs(yes: Sequence[bool] | npt.NDArray[np.bool_]) -> list[list[int]]:
+    """Folds for leaving out: one case of each verdict, as far as they go.
+
+    Leaving out one alone tips the balance of the rest against its own verdict, so that a vote without any signal would look worse than chance.
+    """
+    ayes = [place for place, value in enumerate(yes) if value]
+    noes = [place for place, value in enumerate(yes) if not value]
+    both = min(len(ayes), len(noes))
+    return [[aye, no] for aye, no in zip(ayes, noes, strict=False)] + [[place] for place in ayes[both:] + noes[both:]]

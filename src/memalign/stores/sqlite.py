@@ -23,6 +23,10 @@ WAIT_SECONDS = 60.0
 """How long a writer waits for its turn."""
 
 
+_migrating = threading.Lock()
+"""Alembic keeps the connection it works on in a module: two stores must not migrate at the same time."""
+
+
 class SqliteStore:
     """A store in one file, or in RAM when the location is None. Opens at first use; safe for threads, forks and several processes."""
 
@@ -136,7 +140,8 @@ class SqliteStore:
 
 def _on_begin(connection: Connection) -> None:
     writing = connection.get_execution_options().get("memalign_writing", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+    # Past SQLAlchemy's own execute, which costs more than the statement; all reads of a judgement come through here.
+    connection.connection.cursor().execute("BEGIN IMMEDIATE" if writing else "BEGIN").close()
 
 
 def _migrate(engine: Engine, location: str | None) -> None:
@@ -159,7 +164,8 @@ def _migrate(engine: Engine, location: str | None) -> None:
             config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
             config.set_main_option("path_separator", "os")
             config.attributes["connection"] = connection
-            command.upgrade(config, HEAD)
+            with _migrating:
+                command.upgrade(config, HEAD)
 
 
 def _use_wal(engine: Engine) -> None:

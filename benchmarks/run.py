@@ -1,0 +1,87 @@
+"""All measurements, in one table: ``python -m benchmarks.run [--quick] [--peer-python PATH]``.
+
+Writes ``benchmarks/results/latest.json`` and ``docs/performance.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import align, judgement, opening
+from benchmarks.measuring import ROOT, Row, facts
+
+PARTS = ("opening", "judgement", "align")
+_STATE = {True: "ok", False: "missed", None: ""}
+
+_NOTES = """\
+How it is measured: `python -m benchmarks.run`. The two sides of a comparison take turns in fresh processes with empty caches, and medians are
+compared; the machine's cores are shared with other work, so ratios and the best of several runs say more than single times. The model is
+scripted: 450 ms to the first token, 80 tokens a second, 250 ms an embedding call of any size; it gives both sides guidelines of the same words
+for the same records, about one a theme and call. Judgements run one after the other on a memory in a file, five cases shown, with a model that
+answers at once; what the embedder needs is told apart. "Beyond the model call" is wall time less the time the endpoint had the request.
+"""
+
+
+def measured(parts: Sequence[str], *, quick: bool, peer_python: str) -> list[Row]:
+    """The rows of the chosen parts; a part that fails is a row that says so."""
+    work: dict[str, Callable[[], list[Row]]] = {
+        "opening": lambda: opening.measure(quick=quick),
+        "judgement": lambda: judgement.measure(quick=quick),
+        "align": lambda: align.measure(quick=quick, peer_python=peer_python),
+    }
+    rows: list[Row] = []
+    for part in parts:
+        try:
+            rows += work[part]()
+        except Exception as error:
+            rows.append(Row(part, f"failed: {type(error).__name__}: {str(error)[-300:]}", "", False))
+    return rows
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """For a terminal."""
+    made = Table("what", "measured", "target", "")
+    for row in rows:
+        made.add_row(row.what, row.measured, row.target, _STATE[row.ok])
+    return made
+
+
+def markdown(rows: Sequence[Row], machine: dict[str, Any]) -> str:
+    """The page of the documentation."""
+    peer = next((row.values["mlflow_version"] for row in rows if row.values.get("mlflow_version")), None)
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items()) + (f"; MLflow {peer}" if peer else "")
+    lines = ["# Performance", "", _NOTES, "| what | measured | target | |", "|---|---|---|---|"]
+    lines += [f"| {row.what} | {row.measured} | {row.target} | {_STATE[row.ok]} |" for row in rows]
+    where = f"{machine['cores']} shared cores, {machine['architecture']}, {machine['vector_instructions']}, {machine['system']}"
+    lines += ["", f"{machine['date']}; {where}, load {machine['load_at_start']} at the start; Python {machine['python']}; {versions}.", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument("--peer-python", default=sys.executable, help="an interpreter with mlflow, dspy and memalign")
+    parser.add_argument("--only", choices=PARTS, action="append", help="one part; nothing is written")
+    options = parser.parse_args()
+    machine = facts()
+    rows = measured(options.only or PARTS, quick=options.quick, peer_python=options.peer_python)
+    Console().print(table(rows))
+    if options.only:
+        return
+    results = ROOT / "benchmarks" / "results" / "latest.json"
+    results.parent.mkdir(exist_ok=True)
+    results.write_text(json.dumps({"machine": machine, "quick": options.quick, "rows": [row.to_dict() for row in rows]}, indent=1) + "\n")
+    Path(ROOT / "docs" / "performance.md").write_text(markdown(rows, machine))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The journal: what judgements leave behind, written a moment later, so that no verdict waits for the disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from sqlalchemy import Table, insert
+
+from memalign.errors import MemalignError
+from memalign.stores import Store
+
+_PAUSE_SECONDS = 0.02
+"""From the first row to the write: rows that come meanwhile share a transaction, and its wait for the disk."""
+
+Entry = tuple[Table, Mapping[str, Any]]
+"""A table and a row for it; all rows of a table have the same columns."""
+
+
+class Journal:
+    """Rows on their way into a store. Safe for threads; a forked process starts with none, its parent writes what waits.
+
+    One worker thread writes them; a process that ends normally waits for it, one that is killed loses what came in the last moment.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: list[Entry] = []
+        self._failure: MemalignError | None = None
+        self._at_work = False
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="memalign-journal")
+        self._pid = os.getpid()
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Take rows, to be written soon. Raises what the store raised since the last call; only rows that it was too busy for are kept."""
+        self._after_a_fork()
+        with self._lock:
+            self._waiting += entries
+            failure, self._failure = self._failure, None
+            idle = bool(self._waiting) and not self._at_work
+            self._at_work = self._at_work or idle
+        if idle:
+            self._start()
+        if failure is not None:
+            raise failure
+
+    def flush(self) -> None:
+        """Write what waits, now. Raises what the store raises."""
+        self._after_a_fork()
+        with self._turn:
+            with self._lock:
+                entries, self._waiting = self._waiting, []
+            by_table: dict[Table, list[Mapping[str, Any]]] = {}
+            for table, row in entries:
+                by_table.setdefault(table, []).append(row)
+            if not entries:
+                return
+            try:
+                with self._store.writing() as connection:
+                    for table, rows in by_table.items():
+                        connection.execute(insert(table), rows)
+            except MemalignError as error:
+                if error.retryable:
+                    with self._lock:
+                        self._waiting[:0] = entries
+                raise
+
+    def _after_a_fork(self) -> None:
+        if self._pid != os.getpid():
+            self.__init__(self._store)  # type: ignore[misc]
+
+    def _start(self) -> None:
+        try:
+            self._worker.submit(self._work)
+        except RuntimeError:  # the interpreter is ending and takes no more work
+            self._at_work = False
+            self.flush()
+
+    def _work(self) -> None:
+        time.sleep(_PAUSE_SECONDS)
+        with self._lock:
+            self._at_work = False  # what comes from here on is work of its own
+        try:
+            self.flush()
+        except MemalignError as error:
+            with self._lock:
+                self._failure = error
