@@ -45,9 +45,7 @@ def test_metrics_equal_those_of_scikit_learn_and_scipy(scale: Scale, seed: int) 
     expected = {
         "accuracy": sklearn.metrics.accuracy_score(expert, judge),
         "balanced_accuracy": sklearn.metrics.recall_score(expert, judge, average="macro", labels=sorted(set(expert)), zero_division=0),
-        "kappa": sklearn.metrics.cohen_kappa_score(
-            expert, judge, labels=range(len(scale.labels)), weights="quadratic" if scale.ordinal else None
-        ),
+        "kappa": sklearn.metrics.cohen_kappa_score(expert, judge, labels=range(len(scale.labels)), weights="quadratic" if scale.ordinal else None),
     }
     if scale.kind == "boolean":
         expected["tpr"] = sklearn.metrics.recall_score(expert, judge, pos_label=0)
@@ -204,9 +202,7 @@ def test_mcnemar_is_exact(fixed: int, broken: int) -> None:
 
 
 def test_paired_lines_and_lengths() -> None:
-    assert paired(BOOLEAN, [True] * 9, [False] * 8 + [True], [True] * 8 + [False]).lines() == [
-        "fixed 8, broken 1, p .039 (exact McNemar), n = 9"
-    ]
+    assert paired(BOOLEAN, [True] * 9, [False] * 8 + [True], [True] * 8 + [False]).lines() == ["fixed 8, broken 1, p .039 (exact McNemar), n = 9"]
     assert paired(BOOLEAN, [], [], []).p_value == 1
     with pytest.raises(ConfigurationError):
         paired(BOOLEAN, [True], [True], [])

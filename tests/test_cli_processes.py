@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,8 @@ def test_ctrl_c_while_judging(environment: dict[str, str], judge: None, endpoint
     until(lambda: out.exists() and out.read_text().count("\n") == 2 and endpoint.in_flight == 1)
     interrupted(process)
     assert len(out.read_text().splitlines()) == 2
-    assert sqlite3.connect(environment["MEMALIGN_DB"]).execute("SELECT count(*) FROM verdict").fetchone() == (2,)
+    with closing(sqlite3.connect(environment["MEMALIGN_DB"])) as connection:
+        assert connection.execute("SELECT count(*) FROM verdict").fetchone() == (2,)
     endpoint.script.clear()
     assert "4 judged, 2 done before" in memalign(environment, "judge", file, "--out", str(out), "--resume").stderr
     assert sorted(json.loads(line)["row"] for line in out.read_text().splitlines()) == [1, 2, 3, 4, 5, 6]

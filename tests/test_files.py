@@ -49,12 +49,8 @@ def told(result: ReadResult[Any]) -> list[tuple[int, str]]:
 
 
 def test_a_good_row_becomes_a_record(save: Callable[..., Path]) -> None:
-    result = read_feedback(
-        save([GOOD | {"id": "f1", "annotator": "ann", "created_at": "2026-02-14T09:30:00+01:00", "source": "t-7"}]), BOOLEAN
-    )
-    expected = Feedback(
-        **GOOD, id="f1", annotator="ann", source="t-7", created_at=datetime(2026, 2, 14, 9, 30, tzinfo=timezone(timedelta(hours=1)))
-    )
+    result = read_feedback(save([GOOD | {"id": "f1", "annotator": "ann", "created_at": "2026-02-14T09:30:00+01:00", "source": "t-7"}]), BOOLEAN)
+    expected = Feedback(**GOOD, id="f1", annotator="ann", source="t-7", created_at=datetime(2026, 2, 14, 9, 30, tzinfo=timezone(timedelta(hours=1))))
     assert result == ReadResult((expected,), ())
 
 

@@ -64,9 +64,7 @@ def test_schema_is_strict(scale: Scale, rationale: bool) -> None:
     assert list(schema["properties"]) == schema["required"] == (["rationale", "verdict"] if rationale else ["verdict"])
     assert schema["additionalProperties"] is False
     verdict = schema["properties"]["verdict"]
-    assert verdict == (
-        {"type": "integer", "enum": list(scale.values)} if scale.kind == "score" else {"type": "string", "enum": list(scale.labels)}
-    )
+    assert verdict == ({"type": "integer", "enum": list(scale.values)} if scale.kind == "score" else {"type": "string", "enum": list(scale.labels)})
 
 
 @given(scales, st.data(), st.text(), st.booleans(), st.booleans())
@@ -279,9 +277,7 @@ def test_specs() -> None:
     assert Scale.parse_spec("pairwise:no-tie").values == ("a", "b")
 
 
-@pytest.mark.parametrize(
-    "data", [{}, {"kind": "stars"}, {"kind": "score", "low": "1", "high": 5}, {"kind": "categories", "labels": "good"}]
-)
+@pytest.mark.parametrize("data", [{}, {"kind": "stars"}, {"kind": "score", "low": "1", "high": 5}, {"kind": "categories", "labels": "good"}])
 def test_unknown_dictionaries(data: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError):
         Scale.from_dict(data)

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from memalign.engines import in_flight
+from memalign.errors import ModelUnavailable
 from memalign.judging import Recall, attempt, decide
 from memalign.memory.episodic import Stored
 from memalign.memory.revisions import Decision
 from memalign.memory.vote import pairs
-from memalign.records import Usage, Verdict
+from memalign.records import Failure, Usage, Verdict
 from memalign.session import Session
 from memalign.verdicts import fitted, stacked
 from memalign.working import Task
@@ -44,7 +45,10 @@ class Calibration:
 async def calibrate(
     session: Session, task: Task, recall: Recall, *, sample: int, actor: str, progress: Callable[[str, int, int], None]
 ) -> Calibration:
-    """Judge records that are no exemplars with their own case hidden, and fit the weights of model and vote on their labels."""
+    """Judge records that are no exemplars with their own case hidden, and fit the weights of model and vote on their labels.
+
+    Raises ModelUnavailable when no record could be judged.
+    """
     view = await asyncio.to_thread(session.memory.view)
     nothing = Calibration(judged=0, decision=None, model_alone=None, left_out=None, revision=view.revision, note="")
     if task.scale.kind != "boolean":
@@ -55,12 +59,17 @@ async def calibrate(
     if len(chosen) < _FEWEST:
         return replace(nothing, note=f"{len(chosen)} labelled records can be judged without their own case; {_FEWEST} are needed")
     results: dict[int, Verdict] = {}
+    failures: list[Failure] = []
     done = 0
     async for place, result in in_flight(chosen, lambda stored: attempt(session, task, stored.feedback.item, recall, temperature=0.0)):
         done += 1
         progress("calibrate", done, len(chosen))
         if isinstance(result, Verdict):
             results[place] = result
+        else:
+            failures.append(result)
+    if not results and failures:
+        raise ModelUnavailable(f"none of {len(failures)} records could be judged; the first: {failures[0].error}", attempts=len(failures))
     usage = sum((verdict.usage for verdict in results.values()), Usage())
     told = {place: verdict for place, verdict in results.items() if verdict.probabilities is not None}
     if len(told) < _FEWEST:

@@ -27,7 +27,7 @@ _ALIKE = 0.75
 """Cosine similarity from which two rules count as one."""
 _FORBIDS = re.compile(r"\b(never|not|no|don't|avoid|without)\b", re.IGNORECASE)
 _SHOTS = (
-    ("Verdict: no. Reason: Told Mrs. Bell that she had misread the page. Readers are right.", "Never tell a reader that she is wrong."),
+    ("Verdict: no. Reason: Mocks the author. We respect them, whoever is right.", "Never mock an author."),
     ("Verdict: yes. Reason: Good, the source stands right beside the claim.", "Name the source beside each claim."),
     ("Verdict: no. Reason: Makes him look it up himself. That is our work.", "Look things up ourselves, never leave it to the reader."),
 )
