@@ -18,7 +18,8 @@ EPISODES = 10_000
 def first_verdict(path: Path) -> dict[str, float]:
     """Seconds, in this process: importing what is needed, then the first and the second verdict with a model that answers at once."""
     started = time.perf_counter()
-    import numpy as np  # noqa: F401 - the imports are what is timed
+    import jinja2  # noqa: F401 - the imports are what is timed
+    import numpy as np  # noqa: F401
     import sqlalchemy  # noqa: F401
 
     import memalign.judging

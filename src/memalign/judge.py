@@ -53,7 +53,7 @@ class Judge:
         reflection_model: str | ChatModel | None = None,
         embedder: str | Embedder = "local/minilm",
         k: int | None = None,
-        exemplars: int | None = None,
+        exemplars: int = 0,
         explain: bool | None = None,
         temperature: float = 0.0,
         floor: float = 0.3,
@@ -62,7 +62,7 @@ class Judge:
 
         ``model``: ``provider/model`` (``openai/...``, ``local/...``) or an object with the ChatModel protocol; ``reflection_model`` distils and
         is the same by default. ``memory``: a file, or None for RAM. ``k``: how many similar items' cases a judgement is shown (5; in process
-        0); ``exemplars``: how many cases stand before every judgement, where a prefix cache serves them (0; in process 4); ``explain``: whether
+        0); ``exemplars``: how many cases stand before every judgement, where a prefix cache serves them (0); ``explain``: whether
         the judge gives a rationale before its verdict (yes; in process no, since it writes some ten tokens a second); ``floor``: the least cosine
         similarity of a case that is shown. Raises ConfigurationError.
         """
@@ -79,7 +79,7 @@ class Judge:
         self.floor = floor
         in_process = _name(model).startswith("local/")
         self.k = (0 if in_process else 5) if k is None else k
-        self.exemplars = (4 if in_process else 0) if exemplars is None else exemplars
+        self.exemplars = exemplars
         self.explain = not in_process if explain is None else explain
         self._session: Session | None = None
         self.revision: int | None = None

@@ -12,7 +12,7 @@ from memalign.memory import Memory, View, revisions
 from memalign.memory.revisions import Decision
 from memalign.models import ChatReply
 from memalign.records import Episode, Failure, Item, Verdict, content_hash
-from memalign.rendering import item_text
+from memalign.rendering import search_text
 from memalign.session import Meter, Session
 from memalign.verdicts import read
 from memalign.working import Task, WorkingMemory, assemble, request
@@ -42,7 +42,7 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
     meter = Meter()
     try:
         item.id  # noqa: B018 - refuses at once what is no JSON value
-        view, context, vote = await _recalled(session, meter, task, item, recall)
+        view, context, vote, voters = await _recalled(session, meter, task, item, recall)
         reply = await _asked(session, meter, task, context, temperature)
         reading = read(task.scale, reply, explain=task.explain, decision=view.decision if recall.part == "both" else Decision(), vote=vote)
     except MemalignError:
@@ -54,6 +54,7 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
         confidence=reading.confidence,
         guideline_ids=context.guideline_ids,
         episode_ids=context.episode_ids,
+        voter_ids=voters,
         revision=view.revision,
         usage=meter.usage,
         cost_usd=meter.cost_usd,
@@ -75,25 +76,25 @@ async def attempt(session: Session, task: Task, item: Item, recall: Recall, *, t
         return Failure(error=f"{type(error).__name__}: {error}", retryable=False)
 
 
-async def _recalled(session: Session, meter: Meter, task: Task, item: Item, recall: Recall) -> tuple[View, WorkingMemory, float]:
-    """What memory brings to a judgement: the view, the context, and the vote of the cases if it counts."""
+async def _recalled(session: Session, meter: Meter, task: Task, item: Item, recall: Recall) -> tuple[View, WorkingMemory, float, tuple[str, ...]]:
+    """What memory brings to a judgement: the view, the context, and, if it counts, the vote of the cases with those that carried it."""
     await session.complete_vectors(meter)
-    text = item_text(item)
+    text = search_text(item)
     key = content_hash(text)
     view, stored = await asyncio.to_thread(session.memory.view_and_vector, key)
     guidelines = view.guidelines if recall.part in ("both", "guidelines") else ()
     if recall.part not in ("both", "cases"):
-        return view, assemble(task, item, guidelines), 0.0
+        return view, assemble(task, item, guidelines), 0.0, ()
     k = recall.k if view.decision.cases is None else view.decision.cases
-    query, vote = None, 0.0
+    query, vote, voters = None, 0.0, tuple[str, ...]()
     counts = view.decision.vote_weight > 0 and recall.part == "both"
     if (k > 0 or counts) and view.items:
         query = stored if stored is not None else (await session.vectors(meter, {key: text}, looked_up=True))[key]
         if counts:
-            vote = await asyncio.to_thread(session.memory.vote, view, item.id, query, own=recall.own)
+            vote, voters = await asyncio.to_thread(session.memory.vote, view, item.id, query, own=recall.own)
     cases = await asyncio.to_thread(session.memory.cases, view, item.id, query, k=k, floor=recall.floor, own=recall.own)
     exemplars = [episode for episode in view.exemplars if recall.own or episode.feedback.item.id != item.id]
-    return view, assemble(task, item, guidelines, exemplars, _fresh(cases.episodes, exemplars)), vote
+    return view, assemble(task, item, guidelines, exemplars, _fresh(cases.episodes, exemplars)), vote, voters
 
 
 def _fresh(similar: tuple[Episode, ...], exemplars: list[Episode]) -> list[Episode]:

@@ -149,6 +149,8 @@ class Verdict:
     guideline_ids: tuple[str, ...] = ()
     episode_ids: tuple[str, ...] = ()
     """Ids of the feedback records shown, most similar last."""
+    voter_ids: tuple[str, ...] = ()
+    """Ids of the feedback records that carried the cases' vote, the strongest first; empty where no vote counts (see ``Judge.calibrate``)."""
     revision: int = 0
     """The revision of memory under which it was given."""
     usage: Usage = Usage()
@@ -156,7 +158,7 @@ class Verdict:
     """None when the model's price is unknown."""
     seconds: float = 0.0
     probabilities: Mapping[str, float] | None = None
-    """Probability of each label before the fitted threshold, where the model tells."""
+    """Probability of each label as the model gives it, before the cases' vote."""
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

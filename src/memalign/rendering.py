@@ -7,6 +7,9 @@ from typing import Any
 
 from memalign.records import Item
 
+_FEW_WORDS = 8
+"""Outputs shorter than this, an answer of a word or a date, say too little by themselves."""
+
 
 def value_text(value: Any) -> str:
     """A JSON value for a reader: text as it is, an object as ``key: value`` lines, the rest as JSON."""
@@ -21,6 +24,12 @@ def item_text(item: Item) -> str:
     """An item for a reader: inputs, then outputs, then expectations, each under its name unless it is an object."""
     parts = [_part(item.inputs, "input"), _part(item.outputs, "output"), _part(item.expectations, "expected")]
     return "\n".join(part for part in parts if part)
+
+
+def search_text(item: Item) -> str:
+    """The text by which an item is likened to others: the outputs, since they are what is judged; with the inputs when they are only a few words."""
+    outputs = value_text(item.outputs) if item.outputs is not None else ""
+    return outputs if len(outputs.split()) >= _FEW_WORDS else item_text(item)
 
 
 def trimmed(text: str, limit: int) -> str:

@@ -12,12 +12,12 @@ from sqlalchemy import Connection
 
 from memalign.alignment.distil import Distillation, Pace, distil
 from memalign.alignment.report import AlignReport
-from memalign.errors import NotFound
+from memalign.errors import MemalignError, NotFound
 from memalign.memory import Memory, episodic, revisions, semantic, vectors
 from memalign.memory.episodic import Stored
 from memalign.memory.log import last_verdict, log_calls
 from memalign.records import Feedback, Guideline
-from memalign.rendering import item_text
+from memalign.rendering import search_text
 from memalign.session import Meter, Session
 from memalign.working import Task
 
@@ -59,11 +59,14 @@ async def align(session: Session, task: Task, feedback: Iterable[Feedback], *, a
         done += records
         progress("distil", done, len(learnable))
 
-    texts = {stored.content_hash: item_text(stored.feedback.item) for stored in plan.waiting if stored.since is None}
+    texts = {stored.content_hash: search_text(stored.feedback.item) for stored in plan.waiting if stored.since is None}
     embedding = asyncio.create_task(session.vectors(meter, texts))
     try:
         distilled = await distil(session, meter, task, learnable, plan.guidelines, pace=pace, progress=count)
         plan.embedded = await embedding
+    except MemalignError:
+        session.memory.log(meter.calls)  # what was paid for stands in the ledger, whatever came of it
+        raise
     finally:
         embedding.cancel()
     return await asyncio.to_thread(_commit, session.memory, plan, distilled, seen, meter, actor)

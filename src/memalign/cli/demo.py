@@ -116,17 +116,19 @@ class _Story:
         self._console.print(f"  against no feedback: {test.fixed} verdicts mended, {test.broken} broken (exact McNemar p = {test.p_value:.2f})")
 
     def _changes(self, changes: list[Change]) -> None:
-        self._console.print("\n[bold]Verdicts that changed[/]")
+        say, said = self._console.print, {True: "send it", False: "do not send it"}
+        say("\n[bold]Verdicts that changed[/]")
         for change in changes:
-            said = {True: "send it", False: "do not send it"}
-            self._console.print(f"  [italic]{change.item.inputs['customer']}[/]\n  > {change.item.outputs}")
-            self._console.print(f"    before {_said(change.before)}, now {_said(change.after)}; the lead: {said[change.item.value]}")
+            say(f"  [italic]{change.item.inputs['customer']}[/]\n  > {change.item.outputs}")
+            say(f"    before {_said(change.before)}, now {_said(change.after)}; the lead: {said[change.item.value]}")
+            if change.model_alone is not None:
+                own = "changed its mind" if (change.model_alone >= 0.5) != change.before.value else "had not changed its mind: the cases outvoted it"
+                say(f"    with the guidelines, the model alone says yes with p = {change.model_alone:.2f}: it {own}")
             if change.guideline is not None:
-                alone = _said(change.guidelines_alone) if change.guidelines_alone is not None else "-"
-                self._console.print(f"    nearest guideline {change.guideline.id}: {change.guideline.text} [dim](guidelines alone: {alone})[/]")
+                say(f"    nearest guideline {change.guideline.id}: {change.guideline.text}")
             if change.case is not None:
                 record = change.case.feedback
-                self._console.print(f"    nearest case {record.id} ({said[record.value]}): {record.outputs} [dim]{record.rationale}[/]")
+                say(f"    strongest case {record.id} ({said[record.value]}): {record.outputs} [dim]{record.rationale}[/]")
 
     def _seen(self, agreement: Agreement) -> None:
         self._console.print("\n[bold]On items that the lead has judged[/]  corrected cases stay corrected")

@@ -13,7 +13,7 @@ from memalign.errors import ConfigurationError
 if TYPE_CHECKING:
     from memalign.judge import Judge
 
-_DERIVED = ("reflection_model", "k", "exemplars", "explain")
+_DERIVED = ("reflection_model", "k", "explain")
 """Settings whose default depends on the model."""
 
 

@@ -176,17 +176,22 @@ def _show(judge: Judge, verdict: Verdict) -> None:
         say("guidelines:")
     for key in verdict.guideline_ids:
         say(f"  {key}  {guidelines.get(key, '(withdrawn meanwhile)')}")
-    episodes = {episode.feedback.id: episode.feedback for episode in judge.memory.episodes()} if verdict.episode_ids else {}
-    if verdict.episode_ids:
-        say("cases, the most similar first:")
-    for key in reversed(verdict.episode_ids):
-        if key not in episodes:
-            say(f"  {key}  (withdrawn meanwhile)")
-            continue
-        case = episodes[key]
-        why = f" {one_line(case.rationale, _SHORT)}" if case.rationale else ""
-        say(f"  {key}  {one_line(item_text(case.item), _SHORT)}")
-        say(f"      expert: {judge.scale.label_of(case.value)}.{why}")
+    cases = {
+        "cases shown, the most similar first:": verdict.episode_ids[::-1],
+        "cases that carried the vote, the strongest first:": verdict.voter_ids,
+    }
+    episodes = {episode.feedback.id: episode.feedback for episode in judge.memory.episodes()} if any(cases.values()) else {}
+    for title, ids in cases.items():
+        if ids:
+            say(title)
+        for key in ids:
+            if key not in episodes:
+                say(f"  {key}  (withdrawn meanwhile)")
+                continue
+            case = episodes[key]
+            why = f" {one_line(case.rationale, _SHORT)}" if case.rationale else ""
+            say(f"  {key}  {one_line(item_text(case.item), _SHORT)}")
+            say(f"      expert: {judge.scale.label_of(case.value)}.{why}")
     cost = "" if verdict.cost_usd is None else f", ${verdict.cost_usd:.4f}"
     tokens = f"{verdict.usage.prompt_tokens:,} + {verdict.usage.completion_tokens:,} tokens"
     say(f"revision {verdict.revision}, {tokens}{cost}, {verdict.seconds:.1f} s")

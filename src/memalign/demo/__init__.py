@@ -19,7 +19,7 @@ from memalign.alignment import AlignReport
 from memalign.calibration import Calibration
 from memalign.judge import Judge
 from memalign.records import Episode, Failure, Feedback, Guideline, Usage, Verdict
-from memalign.rendering import item_text
+from memalign.rendering import search_text
 
 NEW_REASON = "From today every reply must end with the agent's first name. This one is not signed."
 INSTRUCTIONS = "Decide whether the reply is one that our shop's customer support would send."
@@ -51,12 +51,12 @@ class Change:
     item: Feedback
     before: Verdict
     after: Verdict
+    model_alone: float | None
+    """The model's own probability of yes after reading the guidelines, before the cases' vote."""
     guideline: Guideline | None
-    """Of those the judge read, the one nearest to the item."""
+    """Of those the model read, the one nearest to the item."""
     case: Episode | None
-    """Of those the judge read, the one nearest to the item."""
-    guidelines_alone: Verdict | Failure | None
-    """The verdict with the guidelines but no cases: shows which memory made the change."""
+    """The case that carried the vote most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +129,7 @@ def run(judge: Judge, *, feedback: int, unseen: int | None, seen: int, tell: Tel
     values = [[verdict.value if isinstance(verdict, Verdict) else None for verdict in verdicts] for verdicts in (before, after)]
     outcome.test = paired(judge.scale, [record.value for record in exam], *values)
     tell("test", outcome.test)
-    outcome.changes = changes(judge, exam, before, after, progress)
+    outcome.changes = changes(judge, exam, before, after)
     tell("changes", outcome.changes)
     reviewed = balanced(lessons, seen)
     outcome.seen = judge.agreement(reviewed, judge.batch(reviewed, progress=progress))
@@ -148,34 +148,31 @@ def _affordable(judge: Judge) -> int:
     return max(12, min(24, int(PASS_SECONDS / max(seconds, default=PASS_SECONDS)) // 2 * 2))
 
 
-def changes(
-    judge: Judge, exam: Sequence[Feedback], before: Sequence[Verdict | Failure], after: Sequence[Verdict | Failure], progress: Progress
-) -> list[Change]:
-    """Up to three verdicts that alignment changed, the corrected ones first, with what stands nearest to them in memory."""
+def changes(judge: Judge, exam: Sequence[Feedback], before: Sequence[Verdict | Failure], after: Sequence[Verdict | Failure]) -> list[Change]:
+    """Up to three verdicts that alignment changed, the mended ones first, with what changed them.
+
+    The model's own probability tells whether the guidelines it read did it, or the vote of the cases.
+    """
     changed = [
         (record, old, new)
         for record, old, new in zip(exam, before, after, strict=True)
         if isinstance(old, Verdict) and isinstance(new, Verdict) and old.value != new.value
     ]
     changed.sort(key=lambda found: found[2].value != found[0].value)
-    chosen = changed[:3]
-    alone = judge.batch([record for record, _, _ in chosen], memory="guidelines", own=False, progress=progress)
-    guidelines = {guideline.id: guideline for guideline in judge.memory.guidelines()}
+    guidelines = judge.memory.guidelines()
     episodes = {episode.feedback.id: episode for episode in judge.memory.episodes()}
     found = []
-    for (record, old, new), only in zip(chosen, alone, strict=True):
-        read = [guidelines[key] for key in new.guideline_ids]
-        shown = [episodes[key] for key in new.episode_ids]
-        place = nearest(judge, item_text(record.item), [guideline.text for guideline in read])
-        case = nearest(judge, item_text(record.item), [item_text(episode.feedback.item) for episode in shown])
+    for record, old, new in changed[:3]:
+        place = nearest(judge, search_text(record.item), [guideline.text for guideline in guidelines])
+        alone = None if new.probabilities is None else new.probabilities["yes"]
         found.append(
             Change(
                 item=record,
                 before=old,
                 after=new,
-                guideline=None if place is None else read[place],
-                case=None if case is None else shown[case],
-                guidelines_alone=only,
+                model_alone=alone,
+                guideline=None if place is None else guidelines[place],
+                case=episodes[new.voter_ids[0]] if new.voter_ids else None,
             )
         )
     return found

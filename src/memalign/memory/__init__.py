@@ -23,7 +23,7 @@ from memalign.memory.retrieval import ItemIndex
 from memalign.memory.revisions import Decision, Revision
 from memalign.memory.vote import Ballot
 from memalign.records import Episode, Guideline, Usage, Verdict
-from memalign.rendering import item_text
+from memalign.rendering import search_text
 from memalign.stores import Store, schema
 
 if TYPE_CHECKING:
@@ -133,14 +133,19 @@ class Memory:
         found.sort(key=lambda stored: order[stored.item_id])
         return Cases(episodes=tuple(episodic.episode(stored) for stored in found), similarity=tuple(ranked[stored.item_id] for stored in found))
 
-    def vote(self, view: View, item_id: str, query: Vectors, *, own: bool) -> float:
-        """What the experts' verdicts on similar items say of an item: about -1 (no) to 1 (yes). Boolean scale only; 0.0 without cases."""
+    def vote(self, view: View, item_id: str, query: Vectors, *, own: bool) -> tuple[float, tuple[str, ...]]:
+        """What the experts' verdicts on similar items say of an item, about -1 (no) to 1 (yes), and the ids of the records that carried it.
+
+        For the boolean scale.
+        """
         ballot = self._ballot(view)
         if ballot is None:
-            return 0.0
-        if not own and item_id in ballot.place:
-            return float(ballot.left_out[ballot.place[item_id]])
-        return float(ballot.weights @ (ballot.vectors @ query))
+            return 0.0, ()
+        value, item_ids = ballot.count(item_id, query, own=own)
+        with self._reading() as (connection, _):
+            found = episodic.of_items(connection, self.judge_id, view.revision, list(item_ids))
+        found.sort(key=lambda stored: item_ids.index(stored.item_id))
+        return value, tuple(stored.feedback.id for stored in found)
 
     def left_out_votes(self, view: View) -> dict[str, float]:
         """Item id -> the vote on it by all other items."""
@@ -157,7 +162,7 @@ class Memory:
         with self._reading() as (connection, revision):
             missing = set(vectors.missing(connection, self.judge_id, self.embedder, revision))
             held = episodic.live(connection, self.judge_id, revision) if missing else []
-        return {stored.content_hash: item_text(stored.feedback.item) for stored in held if stored.content_hash in missing}
+        return {stored.content_hash: search_text(stored.feedback.item) for stored in held if stored.content_hash in missing}
 
     def store_vectors(self, found: Mapping[str, Vectors]) -> None:
         """Store vectors of what memory already holds, and let the index see them."""

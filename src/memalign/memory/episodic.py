@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, insert, 
 
 from memalign.memory.revisions import holds_at, now
 from memalign.records import Episode, Feedback, Item, canonical, content_hash
-from memalign.rendering import item_text
+from memalign.rendering import search_text
 from memalign.stores import schema
 
 _TABLE = schema.feedback
@@ -42,7 +42,7 @@ class Stored:
 
 def text_hash(item: Item) -> str:
     """The digest of the text by which an item is found again."""
-    return content_hash(item_text(item))
+    return content_hash(search_text(item))
 
 
 def record(connection: Connection, judge_id: int, feedback: Feedback, *, judged: Any = None) -> Change:

