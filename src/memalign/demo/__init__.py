@@ -24,7 +24,7 @@ from memalign.rendering import search_text
 NEW_REASON = "From today every reply must end with the agent's first name. This one is not signed."
 INSTRUCTIONS = "Decide whether the reply is one that our shop's customer support would send."
 
-SAMPLE = 10
+SAMPLE = 8
 """Records on which model and vote are weighed."""
 
 PASS_SECONDS = 45.0
@@ -106,14 +106,13 @@ def run(judge: Judge, *, feedback: int, unseen: int | None, seen: int, tell: Tel
     """
     started = time.perf_counter()
     lessons = balanced(cases("feedback"), feedback)
-    exam = balanced(cases("unseen"), _affordable(judge) if unseen is None else unseen)
     outcome = Outcome(model=str(judge.settings["model"]))
 
     def measured(stage: Stage) -> None:
         outcome.stages.append(stage)
         tell("stage", stage)
 
-    before = judge.batch(exam, memory="none", own=False, progress=progress)
+    exam, before = _sat(judge, unseen, progress)
     measured(Stage(records=0, agreement=judge.agreement(exam, before), guidelines=0))
     after = before
     for part in (lessons[: feedback // 2], lessons[feedback // 2 :]):
@@ -141,11 +140,16 @@ def run(judge: Judge, *, feedback: int, unseen: int | None, seen: int, tell: Tel
     return outcome
 
 
-def _affordable(judge: Judge) -> int:
-    """How many unseen items the time for one pass over them allows, by the time of a verdict here: 12 to 24, an even number."""
-    verdicts = [judge.batch([record], memory="none", own=False)[0] for record in balanced(cases("feedback"), 4)]
-    seconds = [verdict.seconds for verdict in verdicts[1:] if isinstance(verdict, Verdict)]  # the first one loads the model
-    return max(12, min(24, int(PASS_SECONDS / max(seconds, default=PASS_SECONDS)) // 2 * 2))
+def _sat(judge: Judge, unseen: int | None, progress: Progress) -> tuple[list[Feedback], list[Verdict | Failure]]:
+    """The unseen items with the unaligned judge's verdicts; of how many, its first four verdicts on this machine decide if nobody else does."""
+    first = balanced(cases("unseen"), 4)
+    verdicts = {record.id: judge.batch([record], memory="none", own=False)[0] for record in first}
+    seconds = [verdict.seconds for verdict in list(verdicts.values())[1:] if isinstance(verdict, Verdict)]  # the first one loads the model
+    affordable = max(12, min(24, int(PASS_SECONDS / max(seconds, default=PASS_SECONDS)) // 2 * 2))
+    exam = balanced(cases("unseen"), affordable if unseen is None else unseen)
+    rest = [record for record in exam if record.id not in verdicts]
+    verdicts |= dict(zip([record.id for record in rest], judge.batch(rest, memory="none", own=False, progress=progress), strict=True))
+    return exam, [verdicts[record.id] for record in exam]
 
 
 def changes(judge: Judge, exam: Sequence[Feedback], before: Sequence[Verdict | Failure], after: Sequence[Verdict | Failure]) -> list[Change]:

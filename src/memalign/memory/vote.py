@@ -38,7 +38,9 @@ class Ballot:
     weights: Vectors
     """How much similarity to each case adds to a vote, shape (cases,)."""
     left_out: Vectors
-    """The vote on each case by the others but one of the opposite verdict, shape (cases,)."""
+    """The vote on each case by the others but its twins, shape (cases,)."""
+    labels: Vectors
+    """From -1.0 (no) to 1.0 (yes), shape (cases,)."""
 
     def count(self, item_id: str, query: Vectors, *, own: bool) -> tuple[float, tuple[str, ...]]:
         """The vote on an item, and the items whose cases carried it, the strongest first; without its own case, unless ``own``."""
@@ -47,7 +49,7 @@ class Ballot:
         if not own and item_id in self.place:
             total, parts = float(self.left_out[self.place[item_id]]), parts.copy()
             parts[self.place[item_id]] = 0.0
-        side = parts if total >= 0 else -parts
+        side = np.where(self.labels * total > 0, parts * np.sign(total), 0.0)  # of the cases with the verdict that won
         strongest = [int(row) for row in np.argsort(-side)[:STRONGEST] if side[row] > 0]
         ids = list(self.place)
         return total, tuple(ids[row] for row in strongest)
@@ -60,21 +62,32 @@ def cast(labels: Mapping[str, float], vector: Callable[[str], Vectors]) -> Ballo
     inverse = np.linalg.inv(vectors @ vectors.T + RIDGE * np.eye(len(vectors)))
     found = inverse @ wanted
     left_out = np.empty(len(wanted))
-    for fold in pairs(wanted > 0):  # the exact prediction without a fold, in closed form
-        left_out[fold] = wanted[fold] - np.linalg.solve(inverse[np.ix_(fold, fold)], found[fold])
+    for row in range(len(wanted)):
+        fold = twins(vectors, wanted, row)  # the exact prediction without a fold, in closed form
+        left_out[row] = wanted[row] - np.linalg.solve(inverse[np.ix_(fold, fold)], found[fold])[0]
     return Ballot(
         place={item_id: row for row, item_id in enumerate(labels)},
         vectors=vectors,
         weights=found.astype(np.float32),
         left_out=left_out.astype(np.float32),
+        labels=wanted.astype(np.float32),
     )
 
 
-def pairs(yes: Sequence[bool] | npt.NDArray[np.bool_]) -> list[list[int]]:
-    """Folds for leaving out: one case of each verdict, as far as they go.
+def twins(vectors: Vectors, labels: npt.NDArray[np.float64], row: int) -> list[int]:
+    """What is left out with a case: the case, the one of its own verdict and the two of the opposite one that are most like it.
 
-    Leaving out one alone tips the balance of the rest against its own verdict, so that a vote without any signal would look worse than chance.
+    Leaving out the case alone would ask how well memory judges a twin of what it knows, and tip the balance of the rest against its verdict;
+    with a buffer around it, it stands for an item that is new (buffered leave-one-out: Le Rest and others, 2014).
     """
+    near = [int(other) for other in np.argsort(-(vectors @ vectors[row])) if other != row]
+    same = [other for other in near if labels[other] * labels[row] > 0]
+    opposite = [other for other in near if labels[other] * labels[row] <= 0]
+    return [row, *same[:1], *opposite[:2]]
+
+
+def pairs(yes: Sequence[bool] | npt.NDArray[np.bool_]) -> list[list[int]]:
+    """Folds for leaving out: one case of each verdict, as far as they go, so that leaving out does not tip the balance of the rest."""
     ayes = [place for place, value in enumerate(yes) if value]
     noes = [place for place, value in enumerate(yes) if not value]
     both = min(len(ayes), len(noes))
