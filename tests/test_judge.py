@@ -110,7 +110,6 @@ def test_a_model_in_process_gets_the_settings_that_suit_it(make_judge: MakeJudge
     assert (hosted.k, hosted.exemplars, hosted.explain) == (5, 0, True)
     assert judge.explain is False
     assert judge.k < hosted.k, "what changes with each item is read slowly"
-    assert judge.exemplars > 0, "what stays is read once"
 
 
 @pytest.mark.parametrize(("model", "known"), [("openai/gpt-4.1-mini", True), ("openai/nobody-knows", False), ("nowhere/x", False)])

@@ -51,11 +51,15 @@ def log_odds(probability: float) -> float:
     return math.log(kept / (1.0 - kept))
 
 
+_LEAST_SPREAD = 0.25
+"""Of log-odds and of votes: less says nothing."""
+
+
 def fitted(probabilities: Sequence[float | None], votes: Sequence[float], values: Sequence[bool]) -> Decision | None:
     """The weights under which model and vote agree best with the experts: logistic regression with a unit Gaussian prior (MAP, Newton's method).
 
-    Features are scaled to unit variance for the prior, and both verdicts weigh the same. A probability of None, for a case that the model did not
-    judge, counts as the mean. None unless both verdicts occur.
+    Features are scaled to unit variance for the prior, but one that hardly varies is not blown up; both verdicts weigh the same. A probability of
+    None, for a case that the model did not judge, counts as the mean. None unless both verdicts occur.
     """
     import numpy as np
 
@@ -63,7 +67,7 @@ def fitted(probabilities: Sequence[float | None], votes: Sequence[float], values
     if not 0 < labels.sum() < len(labels):
         return None
     features = np.column_stack([[math.nan if p is None else log_odds(p) for p in probabilities], list(votes)])
-    centre, spread = np.nanmean(features, axis=0), np.nanstd(features, axis=0) + 1e-9
+    centre, spread = np.nanmean(features, axis=0), np.maximum(np.nanstd(features, axis=0), _LEAST_SPREAD)
     features = np.where(np.isnan(features), centre, features)
     design = np.column_stack([(features - centre) / spread, np.ones(len(labels))])
     weight = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
