@@ -122,8 +122,8 @@ class _Story:
             say(f"  [italic]{change.item.inputs['customer']}[/]\n  > {change.item.outputs}")
             say(f"    before {_said(change.before)}, now {_said(change.after)}; the lead: {said[change.item.value]}")
             if change.model_alone is not None:
-                own = "changed its mind" if (change.model_alone >= 0.5) != change.before.value else "had not changed its mind: the cases outvoted it"
-                say(f"    with the guidelines, the model alone says yes with p = {change.model_alone:.2f}: it {own}")
+                own = "it changed its mind" if (change.model_alone >= 0.5) != change.before.value else "weighed with the cases, the verdict changed"
+                say(f"    with the guidelines, the model alone says yes with p = {change.model_alone:.2f}: {own}")
             if change.guideline is not None:
                 say(f"    nearest guideline {change.guideline.id}: {change.guideline.text}")
             if change.case is not None:
