@@ -27,7 +27,12 @@ def learning_curve(points: Sequence[Point], *, title: str, subtitle: str) -> Any
         raise MissingExtra("altair", "plots") from error
     rows = [{"records": p.records, "agreement": p.agreement.value, "low": p.agreement.low, "high": p.agreement.high} for p in points]
     base = altair.Chart({"values": rows}).encode(
-        x=altair.X("records:Q", title="records of expert feedback", axis=altair.Axis(values=[p.records for p in points], format="d"))
+        x=altair.X(
+            "records:Q",
+            title="records of expert feedback",
+            scale=altair.Scale(padding=24),
+            axis=altair.Axis(values=[p.records for p in points], format="d"),
+        )
     )
     scale = altair.Scale(domain=[0, 1])
     band = base.mark_area(opacity=0.15).encode(y=altair.Y("low:Q", scale=scale, title="balanced accuracy on unseen items"), y2="high:Q")
