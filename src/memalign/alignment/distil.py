@@ -40,7 +40,7 @@ _LONGEST_CASE = 2000
 class Pace:
     """How much a distilling model is asked at once."""
 
-    batch_size: int = 4
+    batch_size: int = 8
     """Records in one call."""
     width: int = 16
     """Calls at once; each later round sees what the earlier ones proposed."""
