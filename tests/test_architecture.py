@@ -26,7 +26,7 @@ LAYERS = (
     "memory",
     "session prices working verdicts",
     "alignment judging calibration engines edge",
-    "judge",
+    "description judge",
     "cli demo integrations web plots __main__",
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
@@ -150,7 +150,7 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
 
 
 def test_public_methods_of_the_judge_are_documented() -> None:
-    public = {name: value for name, value in vars(memalign.Judge).items() if not name.startswith("_")}
+    public = {name: getattr(memalign.Judge, name) for name in dir(memalign.Judge) if not name.startswith("_")}
     assert [name for name, value in public.items() if not (value.__doc__ or "").strip()] == []
 
 

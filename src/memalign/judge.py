@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from memalign import edge
+from memalign.description import Description, model_name
 from memalign.errors import BadRecord, ConfigurationError, NotFound
 from memalign.records import Failure, Feedback, Item, Verdict
-from memalign.scale import Scale
 
 if TYPE_CHECKING:
     from memalign.agreement import Agreement
     from memalign.alignment import AlignReport
     from memalign.calibration import Calibration
-    from memalign.embedders import Embedder
     from memalign.judging import Part, Recall
-    from memalign.memory import Memory
-    from memalign.models import ChatModel
-    from memalign.session import Session
-    from memalign.working import Task
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, how many are done, and of how many."""
@@ -32,74 +26,12 @@ def _silent(_stage: str, _done: int, _total: int) -> None:
     pass
 
 
-_opening = threading.Lock()
-
-
-class Judge:
+class Judge(Description):
     """An LLM judge with a memory of what experts said.
 
     A judge is plain data: it pickles, and opens its clients and its database where it is used. Judge verbs are safe to call from threads and
     from inside a running event loop; ``a...`` twins are for async code.
     """
-
-    def __init__(
-        self,
-        name: str,
-        instructions: str,
-        scale: Scale,
-        model: str | ChatModel,
-        *,
-        memory: str | None = None,
-        reflection_model: str | ChatModel | None = None,
-        embedder: str | Embedder = "local/minilm",
-        k: int | None = None,
-        exemplars: int = 0,
-        explain: bool | None = None,
-        temperature: float = 0.0,
-        floor: float = 0.3,
-    ) -> None:
-        """Describe a judge; nothing is opened yet.
-
-        ``model``: ``provider/model`` (``openai/...``, ``local/...``) or an object with the ChatModel protocol; ``reflection_model`` distils and
-        is the same by default. ``memory``: a file, or None for RAM. ``k``: how many similar items' cases a judgement is shown (5; in process
-        0); ``exemplars``: how many cases stand before every judgement, where a prefix cache serves them (0); ``explain``: whether
-        the judge gives a rationale before its verdict (yes; in process no, since it writes some ten tokens a second); ``floor``: the least cosine
-        similarity of a case that is shown. Raises ConfigurationError.
-        """
-        if not name.strip() or not instructions.strip():
-            raise ConfigurationError("a judge needs a name and instructions")
-        self.name = name
-        self.instructions = instructions.strip()
-        self.scale = scale
-        self.model = model
-        self.reflection_model = model if reflection_model is None else reflection_model
-        self.embedder = embedder
-        self.location = memory
-        self.temperature = temperature
-        self.floor = floor
-        in_process = _name(model).startswith("local/")
-        self.k = (0 if in_process else 5) if k is None else k
-        self.exemplars = exemplars
-        self.explain = not in_process if explain is None else explain
-        self._session: Session | None = None
-        self.revision: int | None = None
-        """The revision it is pinned to by ``at``; None follows memory."""
-        if self.k < 0 or self.exemplars < 0:
-            raise ConfigurationError("k and exemplars must be 0 or more")
-
-    @classmethod
-    def load(cls, memory: str, name: str, **changes: Any) -> Self:
-        """The judge of a name in a memory; ``changes`` override stored settings. Raises NotFound."""
-        from memalign.memory import judge_settings
-        from memalign.stores import open_store
-
-        store = open_store(memory)
-        try:
-            settings = judge_settings(store, name)
-        finally:
-            store.close()
-        scale = Scale.from_dict(settings.pop("scale"))
-        return cls(name=name, scale=scale, memory=memory, **(settings | changes))
 
     # Judging
 
@@ -160,7 +92,7 @@ class Judge:
         if verify != "off":
             raise ConfigurationError(f"verify={verify!r} is not known; this release knows verify='off'")
         self._writable()
-        pace = IN_PROCESS if _name(self.reflection_model).startswith("local/") else HOSTED
+        pace = IN_PROCESS if model_name(self.reflection_model).startswith("local/") else HOSTED
         checked = self._checked(feedback)
         return await align(self.session, self.task, checked, actor=actor, pace=pace, progress=progress)
 
@@ -204,13 +136,6 @@ class Judge:
         pairs = [(f.value, v.value) for f, v in zip(feedback, verdicts, strict=True) if isinstance(v, Verdict)]
         return measure(self.scale, pairs, failures=len(feedback) - len(pairs))
 
-    # Parts
-
-    @property
-    def memory(self) -> Memory:
-        """The dual memory: guidelines, episodes, history."""
-        return self.session.memory
-
     def at(self, revision: int) -> Judge:
         """A read-only judge with the memory of a revision. Raises NotFound."""
         from memalign.session import Session
@@ -220,64 +145,6 @@ class Judge:
         pinned.revision = revision
         pinned._session = Session(mine.memory.at(revision), mine.model, mine.reflection_model, mine.embedder)
         return pinned
-
-    def close(self) -> None:
-        """Give back connections and weights; the judge may be used again, but a memory in RAM is lost."""
-        if self._session is not None:
-            edge.run(self._session.aclose())
-            self._session = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What memory keeps of the judge: enough to load it."""
-        return {
-            "instructions": self.instructions,
-            "scale": self.scale.to_dict(),
-            "model": _name(self.model),
-            "reflection_model": None if self.reflection_model == self.model else _name(self.reflection_model),
-            "embedder": self.embedder if isinstance(self.embedder, str) else self.embedder.id,
-            "k": self.k,
-            "exemplars": self.exemplars,
-            "explain": self.explain,
-            "temperature": self.temperature,
-            "floor": self.floor,
-        }
-
-    @property
-    def task(self) -> Task:
-        """What the judge is asked to do, whatever the item."""
-        from memalign.working import Task
-
-        return Task(instructions=self.instructions, scale=self.scale, explain=self.explain, secret=self.memory.secret)
-
-    @property
-    def session(self) -> Session:
-        """The opened parts, the same for all threads."""
-        with _opening:
-            if self._session is None:
-                self._session = self._opened()
-            return self._session
-
-    def _opened(self) -> Session:
-        from memalign.embedders import open_embedder
-        from memalign.memory import Memory
-        from memalign.models import open_chat_model
-        from memalign.session import Session
-        from memalign.stores import open_store
-
-        model = open_chat_model(self.model) if isinstance(self.model, str) else self.model
-        other = open_chat_model(self.reflection_model) if isinstance(self.reflection_model, str) else self.reflection_model
-        embedder = open_embedder(self.embedder) if isinstance(self.embedder, str) else self.embedder
-        memory = Memory(open_store(self.location), self.name, self.settings, embedder.id, exemplars=self.exemplars)
-        if self.revision is not None:
-            memory = memory.at(self.revision)
-        return Session(memory, model, model if self.reflection_model == self.model else other, embedder)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_session": None}
-
-    def __repr__(self) -> str:
-        return f"Judge({self.name!r}, {self.scale.spec}, {_name(self.model)}, memory={self.location!r})"
 
     def _recall(self, *, own: bool = True, part: Part = "both") -> Recall:
         from memalign.judging import Recall
@@ -308,7 +175,3 @@ class Judge:
 
 def _items(items: Iterable[Item | Feedback]) -> Iterable[Item]:
     return (item.item if isinstance(item, Feedback) else item for item in items)
-
-
-def _name(part: str | ChatModel) -> str:
-    return part if isinstance(part, str) else part.name

@@ -2,84 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import secrets
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from sqlalchemy import Connection, insert, select, update
-
-from memalign.errors import ConfigurationError, NotFound
-from memalign.memory import episodic, log, revisions, semantic, vectors, vote
-from memalign.memory.episodic import Stored
-from memalign.memory.exemplars import Candidate, choose
-from memalign.memory.journal import Entry, Journal
-from memalign.memory.retrieval import ItemIndex
-from memalign.memory.revisions import Decision, Revision
-from memalign.memory.vote import Ballot
-from memalign.records import Episode, Guideline, Usage, Verdict
-from memalign.rendering import search_text
-from memalign.stores import Store, schema
-
-if TYPE_CHECKING:
-    from memalign.embedders import Vectors
+from memalign.errors import NotFound
+from memalign.memory import episodic, log, revisions, semantic
+from memalign.memory.identity import judge_names, judge_settings
+from memalign.memory.lookup import Cases, Lookup, View
+from memalign.memory.revisions import Revision
+from memalign.records import Episode, Guideline, Usage
 
 __all__ = ["Cases", "Memory", "View", "judge_names", "judge_settings"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """What holds in one revision and stands before every judgement."""
-
-    revision: int
-    guidelines: tuple[Guideline, ...]
-    """The active ones, oldest first."""
-    decision: Decision
-    exemplars: tuple[Episode, ...]
-    """The cases that stand before every judgement, in a stable order."""
-    items: int
-    """How many items episodic memory holds."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cases:
-    """Episodes for one judgement, most similar last; those of one item stand together."""
-
-    episodes: tuple[Episode, ...]
-    similarity: tuple[float, ...]
-    """Cosine similarity of each episode's item; 1.0 for the item itself."""
-
-
-class Memory:
-    """The dual memory of one judge in one store. Safe for threads; changes made by other processes are seen at the next call."""
-
-    def __init__(
-        self, store: Store, name: str, settings: Mapping[str, Any], embedder: str, *, exemplars: int = 0, revision: int | None = None
-    ) -> None:
-        self._store = store
-        self._journal = Journal(store)
-        self.name = name
-        self.embedder = embedder
-        self.pinned_revision = revision
-        self._exemplars = exemplars
-        self._settings = settings
-        self._index, self._indexed = ItemIndex(), 0
-        self._view: View | None = None
-        self._ballots: tuple[int, Ballot | None] | None = None
-        self._lock = threading.RLock()
-
-    @property
-    def store(self) -> Store:
-        """Where it lies; all that was logged is in it."""
-        self._journal.flush()
-        return self._store
-
-    # What experts see
+class Memory(Lookup):
+    """The dual memory of one judge in one store: what experts see of it."""
 
     def guidelines(self, *, all_states: bool = False) -> list[Guideline]:
         """The active guidelines, oldest first; ``all_states`` adds the retired and others."""
@@ -107,75 +41,6 @@ class Memory:
         with self._reading() as (connection, _):
             return log.spent(connection, self.judge_id)
 
-    # What judging reads
-
-    def view(self) -> View:
-        """What holds now (or in the pinned revision); the search index follows it."""
-        with self._lock, self._reading() as (connection, revision):
-            return self._viewed(connection, revision)
-
-    def view_and_vector(self, content_hash: str) -> tuple[View, Vectors | None]:
-        """The view, and the stored vector of a text if there is one."""
-        with self._lock, self._reading() as (connection, revision):
-            return self._viewed(connection, revision), vectors.known(connection, self.embedder, [content_hash]).get(content_hash)
-
-    def cases(self, view: View, item_id: str, query: Vectors | None, *, k: int, floor: float, own: bool) -> Cases:
-        """The k most similar items' episodes, and with ``own`` those of the item itself, as they hold in the view's revision."""
-        with self._lock:
-            near = self._index.nearest(query, k, floor=floor, exclude=item_id) if query is not None else []
-        ranked = dict(reversed(near)) | ({item_id: 1.0} if own else {})
-        if not ranked:
-            return Cases(episodes=(), similarity=())
-        judge_id = self.judge_id
-        with self._store.reading() as connection:
-            found = episodic.of_items(connection, judge_id, view.revision, list(ranked))
-        order = {key: place for place, key in enumerate(ranked)}
-        found.sort(key=lambda stored: order[stored.item_id])
-        return Cases(episodes=tuple(episodic.episode(stored) for stored in found), similarity=tuple(ranked[stored.item_id] for stored in found))
-
-    def vote(self, view: View, item_id: str, query: Vectors, *, own: bool) -> tuple[float, tuple[str, ...]]:
-        """What the experts' verdicts on similar items say of an item, about -1 (no) to 1 (yes), and the ids of the records that carried it.
-
-        For the boolean scale.
-        """
-        ballot = self._ballot(view)
-        if ballot is None:
-            return 0.0, ()
-        value, item_ids = ballot.count(item_id, query, own=own)
-        with self._reading() as (connection, _):
-            found = episodic.of_items(connection, self.judge_id, view.revision, list(item_ids))
-        found.sort(key=lambda stored: item_ids.index(stored.item_id))
-        return value, tuple(stored.feedback.id for stored in found)
-
-    def left_out_votes(self, view: View) -> dict[str, float]:
-        """Item id -> the vote on it by all other items."""
-        ballot = self._ballot(view)
-        return {} if ballot is None else {item_id: float(ballot.left_out[place]) for item_id, place in ballot.place.items()}
-
-    def known_vectors(self, hashes: Sequence[str]) -> dict[str, Vectors]:
-        """Content hash -> vector, for those already stored."""
-        with self._store.reading() as connection:
-            return vectors.known(connection, self.embedder, hashes)
-
-    def texts_without_vector(self) -> dict[str, str]:
-        """Content hash -> text of what memory holds but the present embedder has not seen."""
-        with self._reading() as (connection, revision):
-            missing = set(vectors.missing(connection, self.judge_id, self.embedder, revision))
-            held = episodic.live(connection, self.judge_id, revision) if missing else []
-        return {stored.content_hash: search_text(stored.feedback.item) for stored in held if stored.content_hash in missing}
-
-    def store_vectors(self, found: Mapping[str, Vectors]) -> None:
-        """Store vectors of what memory already holds, and let the index see them."""
-        with self._store.writing() as connection:
-            vectors.store(connection, self.embedder, found)
-        with self._lock:
-            self._index, self._indexed, self._view = ItemIndex(), 0, None
-
-    def stored(self) -> list[Stored]:
-        """All records that hold, with their places in the database, oldest first."""
-        with self._reading() as (connection, revision):
-            return episodic.live(connection, self.judge_id, revision)
-
     def at(self, revision: int) -> Memory:
         """The same memory, read-only, as it was in a revision. Raises NotFound."""
         with self._reading() as (_, newest):
@@ -185,124 +50,3 @@ class Memory:
         pinned = Memory(self._store, self.name, self._settings, self.embedder, exemplars=self._exemplars, revision=revision)
         pinned._journal = self._journal  # one store, one journal: whichever closes the store first, all is written
         return pinned
-
-    def log(self, calls: Sequence[log.Call], item_id: str = "", verdict: Verdict | None = None) -> None:
-        """Note a judgement's calls, and its verdict if it counts; both are in the store a moment later. Raises what an earlier write met."""
-        entries: list[Entry] = [(schema.ledger, row) for row in log.call_rows(self.judge_id, calls)]
-        if verdict is not None:
-            entries.append((schema.verdict, log.verdict_row(self.judge_id, item_id, verdict)))
-        self._journal.append(entries)
-
-    @property
-    def judge_id(self) -> int:
-        """The judge's key in the store; it is registered, or its settings are brought up to date, at first use.
-
-        Raises ConfigurationError when the stored judge has another scale.
-        """
-        return self._identity[0]
-
-    @property
-    def secret(self) -> str:
-        """What keys the marks around judged text in this judge's prompts."""
-        return self._identity[1]
-
-    @cached_property
-    def _identity(self) -> tuple[int, str]:
-        table = schema.judge
-        with self._store.reading() as connection:
-            row = connection.execute(select(table).where(table.c.name == self.name)).first()
-        if row is not None and json.loads(row.settings) == self._settings:
-            return row.id, row.secret
-        return self._registered()
-
-    def _registered(self) -> tuple[int, str]:
-        table, settings = schema.judge, json.dumps(self._settings)
-        with self._store.writing() as connection:
-            row = connection.execute(select(table).where(table.c.name == self.name)).first()
-            if row is None:
-                values = {"name": self.name, "settings": settings, "secret": secrets.token_hex(8), "created_at": revisions.now()}
-                created = connection.execute(insert(table).values(values).returning(table.c.id, table.c.secret)).one()
-                return created.id, created.secret
-            before = json.loads(row.settings)
-            if before["scale"] != self._settings["scale"]:
-                raise ConfigurationError(
-                    f"judge {self.name!r} in {self._store.location} has the scale {before['scale']}, not {self._settings['scale']}: "
-                    "verdicts of two scales cannot be mixed; give this judge another name"
-                )
-            connection.execute(update(table).where(table.c.id == row.id).values(settings=settings))
-            return row.id, row.secret
-
-    def _viewed(self, connection: Connection, revision: int) -> View:
-        if self._view is None or self._view.revision != revision:
-            self._follow(connection, revision)
-            found = semantic.at(connection, self.judge_id, revision)
-            self._view = View(
-                revision=revision,
-                guidelines=tuple(guideline for guideline in found if guideline.state == "active"),
-                decision=revisions.decision_at(connection, self.judge_id, revision),
-                exemplars=self._chosen(connection, revision),
-                items=len(self._index),
-            )
-        return self._view
-
-    def _follow(self, connection: Connection, revision: int) -> None:
-        if revision < self._indexed:
-            self._index, self._indexed = ItemIndex(), 0
-        if self._indexed:
-            self._index.remove(vectors.left_memory(connection, self.judge_id, after=self._indexed, until=revision))
-        self._index.add(vectors.of_memory(connection, self.judge_id, self.embedder, after=self._indexed, until=revision))
-        self._indexed = revision
-
-    def _chosen(self, connection: Connection, revision: int) -> tuple[Episode, ...]:
-        if self._exemplars <= 0:
-            return ()
-        held = [stored for stored in episodic.live(connection, self.judge_id, revision) if stored.item_id in self._index]
-        candidates = [
-            Candidate(
-                item_id=stored.item_id,
-                label=str(stored.feedback.value),
-                explained=bool(stored.feedback.rationale.strip()),
-                missed=stored.judged is not None and stored.judged != stored.feedback.value,
-                vector=self._index.vector(stored.item_id),
-            )
-            for stored in {stored.item_id: stored for stored in held}.values()
-        ]
-        chosen = set(choose(candidates, self._exemplars))
-        return tuple(episodic.episode(stored) for stored in held if stored.item_id in chosen)
-
-    def _ballot(self, view: View) -> Ballot | None:
-        with self._lock:
-            if self._ballots is None or self._ballots[0] != view.revision:
-                held = [stored for stored in self.stored() if stored.item_id in self._index]
-                labels: dict[str, list[float]] = {}
-                for stored in held:
-                    labels.setdefault(stored.item_id, []).append(1.0 if stored.feedback.value is True else -1.0)
-                newest = list(labels)[-vote.MOST_CASES :]
-                cast = {item_id: sum(labels[item_id]) / len(labels[item_id]) for item_id in newest}
-                self._ballots = (view.revision, vote.cast(cast, self._index.vector) if cast else None)
-            return self._ballots[1]
-
-    @contextmanager
-    def _reading(self) -> Iterator[tuple[Connection, int]]:
-        judge_id = self.judge_id  # before the connection: it may have to write
-        with self._store.reading() as connection:
-            yield connection, revisions.current(connection, judge_id) if self.pinned_revision is None else self.pinned_revision
-
-
-def judge_names(store: Store) -> list[str]:
-    """The judges that a store holds, oldest first."""
-    with store.reading() as connection:
-        return list(connection.execute(select(schema.judge.c.name).order_by(schema.judge.c.id)).scalars())
-
-
-def judge_settings(store: Store, name: str) -> dict[str, Any]:
-    """The stored settings of a judge. Raises NotFound; a file that does not exist is not made."""
-    if store.location is not None and not Path(store.location).exists():
-        raise NotFound(f"no memory {store.location}, so no judge {name!r}; check the path, or make the judge with Judge(...)")
-    with store.reading() as connection:
-        stored: str | None = connection.execute(select(schema.judge.c.settings).where(schema.judge.c.name == name)).scalar()
-    if stored is None:
-        known = ", ".join(map(repr, judge_names(store))) or "none"
-        raise NotFound(f"no judge {name!r} in {store.location}; it holds: {known}")
-    settings: dict[str, Any] = json.loads(stored)
-    return settings

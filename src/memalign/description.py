@@ -1,0 +1,150 @@
+"""What a judge is: plain data that opens its clients and its database where it is used."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+from memalign import edge
+from memalign.errors import ConfigurationError
+from memalign.scale import Scale
+
+if TYPE_CHECKING:
+    from memalign.embedders import Embedder
+    from memalign.memory import Memory
+    from memalign.models import ChatModel
+    from memalign.session import Session
+    from memalign.working import Task
+
+_opening = threading.Lock()
+
+
+class Description:
+    """Name, instructions, scale, models and memory of a judge. It pickles; what it opened stays behind."""
+
+    def __init__(
+        self,
+        name: str,
+        instructions: str,
+        scale: Scale,
+        model: str | ChatModel,
+        *,
+        memory: str | None = None,
+        reflection_model: str | ChatModel | None = None,
+        embedder: str | Embedder = "local/minilm",
+        k: int | None = None,
+        exemplars: int = 0,
+        explain: bool | None = None,
+        temperature: float = 0.0,
+        floor: float = 0.3,
+    ) -> None:
+        """Describe a judge; nothing is opened yet.
+
+        ``model``: ``provider/model`` (``openai/...``, ``local/...``) or an object with the ChatModel protocol; ``reflection_model`` distils and
+        is the same by default. ``memory``: a file, or None for RAM. ``k``: how many similar items' cases a judgement is shown (5; in process
+        0); ``exemplars``: how many cases stand before every judgement, where a prefix cache serves them (0); ``explain``: whether
+        the judge gives a rationale before its verdict (yes; in process no, since it writes some ten tokens a second); ``floor``: the least cosine
+        similarity of a case that is shown. Raises ConfigurationError.
+        """
+        if not name.strip() or not instructions.strip():
+            raise ConfigurationError("a judge needs a name and instructions")
+        self.name = name
+        self.instructions = instructions.strip()
+        self.scale = scale
+        self.model = model
+        self.reflection_model = model if reflection_model is None else reflection_model
+        self.embedder = embedder
+        self.location = memory
+        self.temperature = temperature
+        self.floor = floor
+        in_process = model_name(model).startswith("local/")
+        self.k = (0 if in_process else 5) if k is None else k
+        self.exemplars = exemplars
+        self.explain = not in_process if explain is None else explain
+        self._session: Session | None = None
+        self.revision: int | None = None
+        """The revision it is pinned to by ``at``; None follows memory."""
+        if self.k < 0 or self.exemplars < 0:
+            raise ConfigurationError("k and exemplars must be 0 or more")
+
+    @classmethod
+    def load(cls, memory: str, name: str, **changes: Any) -> Self:
+        """The judge of a name in a memory; ``changes`` override stored settings. Raises NotFound."""
+        from memalign.memory import judge_settings
+        from memalign.stores import open_store
+
+        store = open_store(memory)
+        try:
+            settings = judge_settings(store, name)
+        finally:
+            store.close()
+        scale = Scale.from_dict(settings.pop("scale"))
+        return cls(name=name, scale=scale, memory=memory, **(settings | changes))
+
+    @property
+    def memory(self) -> Memory:
+        """The dual memory: guidelines, episodes, history."""
+        return self.session.memory
+
+    def close(self) -> None:
+        """Give back connections and weights; the judge may be used again, but a memory in RAM is lost."""
+        if self._session is not None:
+            edge.run(self._session.aclose())
+            self._session = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What memory keeps of the judge: enough to load it."""
+        return {
+            "instructions": self.instructions,
+            "scale": self.scale.to_dict(),
+            "model": model_name(self.model),
+            "reflection_model": None if self.reflection_model == self.model else model_name(self.reflection_model),
+            "embedder": self.embedder if isinstance(self.embedder, str) else self.embedder.id,
+            "k": self.k,
+            "exemplars": self.exemplars,
+            "explain": self.explain,
+            "temperature": self.temperature,
+            "floor": self.floor,
+        }
+
+    @property
+    def task(self) -> Task:
+        """What the judge is asked to do, whatever the item."""
+        from memalign.working import Task
+
+        return Task(instructions=self.instructions, scale=self.scale, explain=self.explain, secret=self.memory.secret)
+
+    @property
+    def session(self) -> Session:
+        """The opened parts, the same for all threads."""
+        with _opening:
+            if self._session is None:
+                self._session = self._opened()
+            return self._session
+
+    def _opened(self) -> Session:
+        from memalign.embedders import open_embedder
+        from memalign.memory import Memory
+        from memalign.models import open_chat_model
+        from memalign.session import Session
+        from memalign.stores import open_store
+
+        model = open_chat_model(self.model) if isinstance(self.model, str) else self.model
+        other = open_chat_model(self.reflection_model) if isinstance(self.reflection_model, str) else self.reflection_model
+        embedder = open_embedder(self.embedder) if isinstance(self.embedder, str) else self.embedder
+        memory = Memory(open_store(self.location), self.name, self.settings, embedder.id, exemplars=self.exemplars)
+        if self.revision is not None:
+            memory = memory.at(self.revision)
+        return Session(memory, model, model if self.reflection_model == self.model else other, embedder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_session": None}
+
+    def __repr__(self) -> str:
+        return f"Judge({self.name!r}, {self.scale.spec}, {model_name(self.model)}, memory={self.location!r})"
+
+
+def model_name(part: str | ChatModel) -> str:
+    """The ``provider/model`` of a model, opened or not."""
+    return part if isinstance(part, str) else part.name

@@ -1,0 +1,66 @@
+"""Which judges a store holds: their names, settings and secrets."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import insert, select, update
+
+from memalign.errors import ConfigurationError, NotFound
+from memalign.memory.revisions import now
+from memalign.stores import Store, schema
+
+_TABLE = schema.judge
+
+
+def of(store: Store, name: str, settings: Mapping[str, Any]) -> tuple[int, str]:
+    """The key and the secret of a judge, which is registered, or whose settings are brought up to date, if need be.
+
+    Raises ConfigurationError when the stored judge has another scale.
+    """
+    with store.reading() as connection:
+        row = connection.execute(select(_TABLE).where(_TABLE.c.name == name)).first()
+    if row is not None and json.loads(row.settings) == settings:
+        return row.id, row.secret
+    return _registered(store, name, settings)
+
+
+def _registered(store: Store, name: str, settings: Mapping[str, Any]) -> tuple[int, str]:
+    text = json.dumps(settings)
+    with store.writing() as connection:
+        row = connection.execute(select(_TABLE).where(_TABLE.c.name == name)).first()
+        if row is None:
+            values = {"name": name, "settings": text, "secret": secrets.token_hex(8), "created_at": now()}
+            created = connection.execute(insert(_TABLE).values(values).returning(_TABLE.c.id, _TABLE.c.secret)).one()
+            return created.id, created.secret
+        before = json.loads(row.settings)
+        if before["scale"] != settings["scale"]:
+            raise ConfigurationError(
+                f"judge {name!r} in {store.location} has the scale {before['scale']}, not {settings['scale']}: "
+                "verdicts of two scales cannot be mixed; give this judge another name"
+            )
+        connection.execute(update(_TABLE).where(_TABLE.c.id == row.id).values(settings=text))
+        return row.id, row.secret
+
+
+def judge_names(store: Store) -> list[str]:
+    """The judges that a store holds, oldest first."""
+    with store.reading() as connection:
+        return list(connection.execute(select(_TABLE.c.name).order_by(_TABLE.c.id)).scalars())
+
+
+def judge_settings(store: Store, name: str) -> dict[str, Any]:
+    """The stored settings of a judge. Raises NotFound; a file that does not exist is not made."""
+    if store.location is not None and not Path(store.location).exists():
+        raise NotFound(f"no memory {store.location}, so no judge {name!r}; check the path, or make the judge with Judge(...)")
+    with store.reading() as connection:
+        stored: str | None = connection.execute(select(_TABLE.c.settings).where(_TABLE.c.name == name)).scalar()
+    if stored is None:
+        known = ", ".join(map(repr, judge_names(store))) or "none"
+        raise NotFound(f"no judge {name!r} in {store.location}; it holds: {known}")
+    settings: dict[str, Any] = json.loads(stored)
+    return settings
