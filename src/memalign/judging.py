@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 from typing import Literal
+from uuid import uuid4
 
 from memalign.errors import MemalignError, UnreadableReply
 from memalign.memory import Memory, View, revisions
@@ -48,8 +49,10 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
     except MemalignError:
         session.memory.log(meter.calls)
         raise
+    in_service = recall.own and recall.part == "both" and session.memory.pinned_revision is None
     verdict = Verdict(
         value=reading.value,
+        id=uuid4().hex if in_service else "",
         rationale=reading.rationale,
         confidence=reading.confidence,
         guideline_ids=context.guideline_ids,
@@ -61,7 +64,6 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
         seconds=time.perf_counter() - started,
         probabilities=reading.probabilities,
     )
-    in_service = recall.own and recall.part == "both" and session.memory.pinned_revision is None
     session.memory.log(meter.calls, item.id, verdict if in_service else None)
     return verdict
 

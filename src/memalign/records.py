@@ -143,6 +143,8 @@ class Verdict:
     """What the judge says of an item, and on what it rests."""
 
     value: Any
+    id: str = ""
+    """By which ``judge.memory.explain`` finds it again; empty for a verdict that was not logged (in an evaluation, or of a pinned judge)."""
     rationale: str = ""
     confidence: float | None = None
     """Probability of ``value`` among the scale's labels, where the model tells; else None."""

@@ -57,6 +57,7 @@ def verdict_row(judge_id: int, item_id: str, verdict: Verdict) -> dict[str, Any]
     """A verdict as a row of the verdict log."""
     return {
         "judge_id": judge_id,
+        "id": verdict.id or None,
         "at": now(),
         "item_id": item_id,
         "value": canonical(verdict.value),
@@ -65,6 +66,7 @@ def verdict_row(judge_id: int, item_id: str, verdict: Verdict) -> dict[str, Any]
         "revision": verdict.revision,
         "guideline_ids": json.dumps(verdict.guideline_ids),
         "episode_ids": json.dumps(verdict.episode_ids),
+        "voter_ids": json.dumps(verdict.voter_ids),
     }
 
 

@@ -136,6 +136,7 @@ verdict = Table(
     metadata,
     Column("row", Integer, primary_key=True),
     _judge_id(),
+    Column("id", String(32)),  # null for verdicts of the first schema
     Column("at", String(40), nullable=False),
     Column("item_id", String(32), nullable=False),
     Column("value", Text, nullable=False),
@@ -144,5 +145,7 @@ verdict = Table(
     Column("revision", Integer, nullable=False),
     Column("guideline_ids", Text, nullable=False),
     Column("episode_ids", Text, nullable=False),
+    Column("voter_ids", Text, nullable=False, server_default="[]"),
     Index("verdict_item", "judge_id", "item_id"),
+    Index("verdict_id", "judge_id", "id", unique=True),
 )

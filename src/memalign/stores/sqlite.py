@@ -16,7 +16,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 
 from memalign.errors import ConfigurationError, MemalignError, StoreBusy, StoreError
 
-HEAD = "0001"
+HEAD = "0002"
 """The schema's newest migration."""
 
 WAIT_SECONDS = 60.0
