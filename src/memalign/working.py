@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from memalign.models import ChatRequest, Message
 from memalign.prompts import render
@@ -52,13 +53,7 @@ def assemble(
     task: Task, item: Item, guidelines: Sequence[Guideline] = (), exemplars: Sequence[Episode] = (), similar: Sequence[Episode] = ()
 ) -> WorkingMemory:
     """The messages for one item, with the ids of what stands in them. Cases that exceed the budget are trimmed, then the least similar dropped."""
-    system = render(
-        "judge_system",
-        instructions=task.instructions,
-        scale=task.scale.prompt(),
-        guidelines=[guideline.text for guideline in guidelines],
-        explain=task.explain,
-    )
+    system = _system(task, tuple(guideline.text for guideline in guidelines))
     cases = _by_item([*exemplars, *similar])
     characters = task.budget_tokens * CHARACTERS_PER_TOKEN
     cases = cases[-max(1, characters // _LEAST_CHARACTERS) :]
@@ -88,6 +83,11 @@ def fenced(secret: str, text: str) -> str:
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), key=secret.encode(), digest_size=5).digest()
     mark = "".join(_LETTERS[byte % len(_LETTERS)] for byte in digest)
     return f"<item {mark}>\n{text}\n</item {mark}>"
+
+
+@lru_cache(maxsize=64)
+def _system(task: Task, guidelines: tuple[str, ...]) -> str:
+    return render("judge_system", instructions=task.instructions, scale=task.scale.prompt(), guidelines=guidelines, explain=task.explain)
 
 
 def _by_item(episodes: Iterable[Episode]) -> list[list[Episode]]:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,15 +60,15 @@ class MiniLM:
 
     Only the first 256 tokens of a text are read (about 180 English words); the rest does not change its vector. Texts are sorted by length
     and run eight at a time: larger batches spend more on padding than they save. Only the weights are int8, not the activations, so the
-    company of other texts in a batch does not change a vector (measured over mixed lengths: no component differs by 1e-6). One call at a
-    time runs, in a worker thread.
+    company of other texts in a batch does not change a vector (measured over mixed lengths: no component differs by 1e-6). Each batch runs
+    on one thread, since two threads on one short text wait for each other longer than they work (24 ms against 12); several batches run side by side.
     """
 
     def __init__(self, *, threads: int | None = None) -> None:
-        """``threads``: processor threads of one call; default MEMALIGN_THREADS. Loads nothing."""
+        """``threads``: batches that run side by side; default MEMALIGN_THREADS. Loads nothing."""
         self._threads = threads
         self._lock = threading.Lock()
-        self._loaded: tuple[Any, Any] | None = None
+        self._loaded: tuple[Any, Any, ThreadPoolExecutor] | None = None
 
     @property
     def id(self) -> str:
@@ -86,20 +87,20 @@ class MiniLM:
 
     def _embed(self, texts: list[str]) -> Vectors:
         with self._lock:
-            tokenizer, session = self._loaded = self._loaded or self._load()
-            # Half a surrogate pair is no Unicode text: the tokenizer refuses it.
-            readable = [text.encode("utf-8", "replace").decode() for text in texts]
-            tokens = [encoding.ids for encoding in tokenizer.encode_batch(readable)]
-            order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]))
-            vectors = np.empty((len(texts), DIMENSION), dtype=np.float32)
-            for start in range(0, len(order), BATCH_TEXTS):
-                places = order[start : start + BATCH_TEXTS]
-                vectors[places] = _run(session, [tokens[place] for place in places])
+            tokenizer, session, workers = self._loaded = self._loaded or self._load()
+        # Half a surrogate pair is no Unicode text: the tokenizer refuses it.
+        readable = [text.encode("utf-8", "replace").decode() for text in texts]
+        tokens = [encoding.ids for encoding in tokenizer.encode_batch(readable)]
+        order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]))
+        vectors = np.empty((len(texts), DIMENSION), dtype=np.float32)
+        batches = [order[start : start + BATCH_TEXTS] for start in range(0, len(order), BATCH_TEXTS)]
+        for places, found in zip(batches, workers.map(lambda places: _run(session, [tokens[place] for place in places]), batches), strict=True):
+            vectors[places] = found
         if not np.isfinite(vectors).all():
             raise EmbeddingError(f"{self.id} returned a vector that is not finite")
         return vectors
 
-    def _load(self) -> tuple[Any, Any]:
+    def _load(self) -> tuple[Any, Any, ThreadPoolExecutor]:
         try:
             import onnxruntime
             from tokenizers import Tokenizer
@@ -109,9 +110,10 @@ class MiniLM:
         tokenizer.enable_truncation(WINDOW_TOKENS)
         tokenizer.no_padding()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads or _threads()
+        options.intra_op_num_threads = 1
         options.log_severity_level = 3
-        return tokenizer, onnxruntime.InferenceSession(MODEL.read(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(MODEL.read(), options, providers=["CPUExecutionProvider"])
+        return tokenizer, session, ThreadPoolExecutor(self._threads or _threads(), thread_name_prefix="memalign-minilm")
 
 
 def _threads() -> int:

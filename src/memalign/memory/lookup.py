@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from memalign.stores import Store, schema
 
 if TYPE_CHECKING:
     from memalign.embedders import Vectors
+
+
+_REMEMBERED_ITEMS = 10_000
+"""Items whose cases are kept in RAM, some 2 kB each: reading five of them takes a third of what a judgement adds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +70,8 @@ class Lookup:
         self._index, self._indexed = ItemIndex(), 0
         self._view: View | None = None
         self._ballots: tuple[int, Ballot | None] | None = None
+        self._remembered: tuple[int, OrderedDict[str, tuple[Episode, ...]]] = (0, OrderedDict())
+        """What was read for judgements of one revision."""
         self._lock = threading.RLock()
 
     @property
@@ -80,22 +87,24 @@ class Lookup:
 
     def view_and_vector(self, content_hash: str) -> tuple[View, Vectors | None]:
         """The view, and the stored vector of a text if there is one."""
-        with self._lock, self._reading() as (connection, revision):
-            return self._viewed(connection, revision), vectors.known(connection, self.embedder, [content_hash]).get(content_hash)
+        judge_id = self.judge_id
+        with self._lock, self._store.reading() as connection:
+            newest, vector = vectors.newest_and_one(connection, judge_id, self.embedder, content_hash)
+            return self._viewed(connection, newest if self.pinned_revision is None else self.pinned_revision), vector
 
     def cases(self, view: View, item_id: str, query: Vectors | None, *, k: int, floor: float, own: bool) -> Cases:
         """The k most similar items' episodes, and with ``own`` those of the item itself, as they hold in the view's revision."""
         with self._lock:
             near = self._index.nearest(query, k, floor=floor, exclude=item_id) if query is not None else []
+            own = own and item_id in self._index
         ranked = dict(reversed(near)) | ({item_id: 1.0} if own else {})
         if not ranked:
             return Cases(episodes=(), similarity=())
-        judge_id = self.judge_id
-        with self._store.reading() as connection:
-            found = episodic.of_items(connection, judge_id, view.revision, list(ranked))
-        order = {key: place for place, key in enumerate(ranked)}
-        found.sort(key=lambda stored: order[stored.item_id])
-        return Cases(episodes=tuple(episodic.episode(stored) for stored in found), similarity=tuple(ranked[stored.item_id] for stored in found))
+        told = self._told(view, list(ranked))
+        return Cases(
+            episodes=tuple(episode for item_id in ranked for episode in told[item_id]),
+            similarity=tuple(score for item_id, score in ranked.items() for _ in told[item_id]),
+        )
 
     def vote(self, view: View, item_id: str, query: Vectors, *, own: bool) -> tuple[float, tuple[str, ...]]:
         """What the experts' verdicts on similar items say of an item, about -1 (no) to 1 (yes), and the ids of the records that carried it.
@@ -106,10 +115,8 @@ class Lookup:
         if ballot is None:
             return 0.0, ()
         value, item_ids = ballot.count(item_id, query, own=own)
-        with self._reading() as (connection, _):
-            found = episodic.of_items(connection, self.judge_id, view.revision, list(item_ids))
-        found.sort(key=lambda stored: item_ids.index(stored.item_id))
-        return value, tuple(stored.feedback.id for stored in found)
+        told = self._told(view, item_ids)
+        return value, tuple(episode.feedback.id for voter in item_ids for episode in told[voter])
 
     def left_out_votes(self, view: View) -> dict[str, float]:
         """Item id -> the vote on it by all other items."""
@@ -176,6 +183,29 @@ class Lookup:
                 items=len(self._index),
             )
         return self._view
+
+    def _told(self, view: View, item_ids: Sequence[str]) -> dict[str, tuple[Episode, ...]]:
+        """Item id -> what experts said of it in the view's revision; what was read for it before is not read again."""
+        with self._lock:
+            if self._remembered[0] != view.revision:
+                self._remembered = (view.revision, OrderedDict())
+            remembered = self._remembered[1]
+            told = {item_id: remembered[item_id] for item_id in item_ids if item_id in remembered}
+        unread = [item_id for item_id in item_ids if item_id not in told]
+        if unread:
+            judge_id = self.judge_id
+            found: dict[str, list[Episode]] = {item_id: [] for item_id in unread}
+            with self._store.reading() as connection:
+                for stored in episodic.of_items(connection, judge_id, view.revision, unread):
+                    found[stored.item_id].append(episodic.episode(stored))
+            told |= {item_id: tuple(episodes) for item_id, episodes in found.items()}
+        with self._lock:
+            for item_id in item_ids:
+                remembered[item_id] = told[item_id]
+                remembered.move_to_end(item_id)
+            while len(remembered) > _REMEMBERED_ITEMS:
+                remembered.popitem(last=False)
+        return told
 
     def _follow(self, connection: Connection, revision: int) -> None:
         if revision < self._indexed:

@@ -12,7 +12,8 @@ from sqlalchemy import ColumnElement, Connection, Table, bindparam, func, insert
 
 from memalign.stores import schema
 
-_NEWEST = select(func.max(schema.revision.c.number)).where(schema.revision.c.judge_id == bindparam("judge"))
+NEWEST = select(func.max(schema.revision.c.number)).where(schema.revision.c.judge_id == bindparam("judge"))
+"""The newest revision of the judge that is bound; null when nothing was ever stored."""
 
 
 def now() -> str:
@@ -52,7 +53,7 @@ def holds_at(table: Table, revision: int) -> ColumnElement[bool]:
 
 def current(connection: Connection, judge_id: int) -> int:
     """The newest revision of a judge's memory; 0 when nothing was ever stored."""
-    number: int | None = connection.execute(_NEWEST, {"judge": judge_id}).scalar()
+    number: int | None = connection.execute(NEWEST, {"judge": judge_id}).scalar()
     return number or 0
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sqlalchemy import Connection, bindparam, insert, select
 
-from memalign.memory.revisions import holds_at
+from memalign.memory.revisions import NEWEST, holds_at
 from memalign.stores import schema
 
 if TYPE_CHECKING:
@@ -21,11 +21,21 @@ _MANY = 2000
 _KNOWN = select(_TABLE.c.content_hash, _TABLE.c.data).where(
     _TABLE.c.embedder == bindparam("embedder"), _TABLE.c.content_hash.in_(bindparam("hashes", expanding=True))
 )
+_NEWEST_AND_ONE = select(
+    NEWEST.scalar_subquery(),
+    select(_TABLE.c.data).where(_TABLE.c.embedder == bindparam("embedder"), _TABLE.c.content_hash == bindparam("hash")).scalar_subquery(),
+)
 
 
 def known(connection: Connection, embedder: str, hashes: Sequence[str]) -> dict[str, Vectors]:
     """Content hash -> vector, for those that are stored."""
     return {key: np.frombuffer(data, dtype="<f4") for key, data in _stored(connection, embedder, hashes).items()}
+
+
+def newest_and_one(connection: Connection, judge_id: int, embedder: str, content_hash: str) -> tuple[int, Vectors | None]:
+    """The newest revision of a memory and, if it is stored, the vector of a text: in one query, since every judgement asks."""
+    number, data = connection.execute(_NEWEST_AND_ONE, {"judge": judge_id, "embedder": embedder, "hash": content_hash}).one()
+    return number or 0, None if data is None else np.frombuffer(data, dtype="<f4")
 
 
 def store(connection: Connection, embedder: str, vectors: Mapping[str, Vectors]) -> None:

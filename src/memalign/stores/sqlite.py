@@ -34,6 +34,8 @@ class SqliteStore:
         self._location = location
         self._wait_seconds = wait_seconds
         self._engine: Engine | None = None
+        self._writer: Engine
+        """The same connections, whose transactions hold the write lock from their start."""
         self._pid = 0
         self._lock = threading.RLock()
 
@@ -67,10 +69,9 @@ class SqliteStore:
         if in_ram:  # one connection serves all threads, so they take turns
             self._lock.acquire()
         try:
-            with self._open().connect() as connection:
-                connection.execution_options(memalign_writing=writing)
-                with connection.begin():
-                    yield connection
+            engine = self._open()
+            with (self._writer if writing else engine).connect() as connection, connection.begin():
+                yield connection
         except (SQLAlchemyError, sqlite3.Error) as error:
             raise self._translated(error) from error
         finally:
@@ -89,6 +90,7 @@ class SqliteStore:
                     except BaseException:
                         engine.dispose()
                         raise
+                    self._writer = engine.execution_options(memalign_writing=True)
                     self._engine, self._pid = engine, os.getpid()
         return self._engine
 
@@ -111,6 +113,7 @@ class SqliteStore:
                 poolclass=QueuePool,
                 pool_size=4,
                 max_overflow=60,
+                pool_reset_on_return=None,  # every use ends its own transaction
             )
         event.listen(engine, "connect", self._on_connect)
         event.listen(engine, "begin", _on_begin)
