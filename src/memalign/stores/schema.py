@@ -14,6 +14,9 @@ judge = Table(
     Column("settings", Text, nullable=False),  # JSON: instructions, scale, models, k ...
     Column("secret", String(32), nullable=False),  # keys the marks that fence judged text in prompts
     Column("created_at", String(40), nullable=False),
+    Column("purged", Integer, nullable=False, server_default="0"),  # revision of the newest purge: what was held in RAM before it must go
+    Column("scrubbed", Integer, nullable=False, server_default="0"),  # of the newest purge whose bytes are gone from the disk as well
+    Column("numbered", Integer, nullable=False, server_default="0"),  # highest number of a purged guideline: no number is given twice
 )
 
 
@@ -21,7 +24,8 @@ def _judge_id() -> Column[int]:
     return Column("judge_id", Integer, ForeignKey("judge.id", ondelete="CASCADE"), nullable=False)
 
 
-# One row a change of memory. `decision` (JSON) is what the experts' labels decided about judging: threshold, cases shown.
+# One row a change of memory. `decision` (JSON) is what the experts' labels decided about judging: threshold, cases shown. `ids` is a keyed digest
+# of the records that the change named, `hash` seals the row and all before it; neither holds content.
 revision = Table(
     "revision",
     metadata,
@@ -32,6 +36,19 @@ revision = Table(
     Column("verb", String(20), nullable=False),
     Column("counts", Text, nullable=False),
     Column("decision", Text),
+    Column("ids", String(64), nullable=False, server_default=""),
+    Column("hash", String(64), nullable=False, server_default=""),
+)
+
+# Keyed digests of the ids of purged records, so that an old export or file does not bring one back. `key` is the one that made the digest.
+tombstone = Table(
+    "tombstone",
+    metadata,
+    Column("judge_id", Integer, ForeignKey("judge.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("revision", Integer, nullable=False),
+    Column("at", String(40), nullable=False),
 )
 
 # A version of a record is in episodic memory in revisions since <= r < until. `since` is null while it waits for its first commit,
