@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from uuid import uuid4
 
@@ -12,7 +12,7 @@ from memalign.errors import MemalignError, UnreadableReply
 from memalign.memory import Memory, View, revisions
 from memalign.memory.revisions import Decision
 from memalign.models import ChatReply
-from memalign.records import Episode, Failure, Item, Verdict, content_hash
+from memalign.records import Episode, Failure, Guideline, Item, Verdict, content_hash
 from memalign.rendering import search_text
 from memalign.session import Meter, Session
 from memalign.verdicts import read
@@ -35,6 +35,8 @@ class Recall:
     """Whether the item's own verdicts may be seen: yes in service, no in evaluation."""
     part: Part = "both"
     """Which memory takes part; with none, this is the unaligned judge."""
+    guidelines: tuple[Guideline, ...] | None = None
+    """These in place of the active ones, to see what a change would do before it is stored."""
 
 
 async def judge(session: Session, task: Task, item: Item, recall: Recall, *, temperature: float) -> Verdict:
@@ -43,13 +45,13 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
     meter = Meter()
     try:
         item.id  # noqa: B018 - refuses at once what is no JSON value
-        view, context, vote, voters = await _recalled(session, meter, task, item, recall)
-        reply = await _asked(session, meter, task, context, temperature)
+        view, context, vote, voters = await recalled(session, meter, task, item, recall)
+        reply = await asked(session, meter, task, context, temperature)
         reading = read(task.scale, reply, explain=task.explain, decision=view.decision if recall.part == "both" else Decision(), vote=vote)
     except MemalignError:
         session.memory.log(meter.calls)
         raise
-    in_service = recall.own and recall.part == "both" and session.memory.pinned_revision is None
+    in_service = recall.own and recall.part == "both" and recall.guidelines is None and session.memory.pinned_revision is None
     verdict = Verdict(
         value=reading.value,
         id=uuid4().hex if in_service else "",
@@ -78,12 +80,14 @@ async def attempt(session: Session, task: Task, item: Item, recall: Recall, *, t
         return Failure(error=f"{type(error).__name__}: {error}", retryable=False)
 
 
-async def _recalled(session: Session, meter: Meter, task: Task, item: Item, recall: Recall) -> tuple[View, WorkingMemory, float, tuple[str, ...]]:
+async def recalled(session: Session, meter: Meter, task: Task, item: Item, recall: Recall) -> tuple[View, WorkingMemory, float, tuple[str, ...]]:
     """What memory brings to a judgement: the view, the context, and, if it counts, the vote of the cases with those that carried it."""
     await session.complete_vectors(meter)
     text = search_text(item)
     key = content_hash(text)
     view, stored = await asyncio.to_thread(session.memory.view_and_vector, key)
+    if recall.guidelines is not None:
+        view = replace(view, guidelines=recall.guidelines)
     guidelines = view.guidelines if recall.part in ("both", "guidelines") else ()
     if recall.part not in ("both", "cases"):
         return view, assemble(task, item, guidelines), 0.0, ()
@@ -105,12 +109,12 @@ def _fresh(similar: tuple[Episode, ...], exemplars: list[Episode]) -> list[Episo
     return [episode for episode in similar if episode.feedback.id not in shown]
 
 
-async def _asked(session: Session, meter: Meter, task: Task, context: WorkingMemory, temperature: float) -> ChatReply:
+async def asked(session: Session, meter: Meter, task: Task, context: WorkingMemory, temperature: float, *, purpose: str = "judge") -> ChatReply:
     """A reply that can be read; an unreadable one is asked for again, a little warmer, since the same call would give the same reply."""
     for number in range(1, _ATTEMPTS + 1):
         warmth = temperature if number == 1 else max(temperature, 0.3 * number)
         try:
-            reply = await session.ask(meter, session.model, request(task, context, temperature=warmth))
+            reply = await session.ask(meter, session.model, replace(request(task, context, temperature=warmth), purpose=purpose))
             read(task.scale, reply, explain=task.explain, decision=Decision())
             return reply
         except UnreadableReply as error:

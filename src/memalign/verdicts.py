@@ -31,6 +31,12 @@ def read(scale: Scale, reply: ChatReply, *, explain: bool, decision: Decision, v
     """
     value, rationale = scale.parse(reply.text, rationale=True) if explain else (scale.parse_label(reply.text), "")
     probabilities = label_probabilities(scale.labels, reply.logprobs) if reply.logprobs else None
+    return weighed(scale, Reading(value, rationale, None, probabilities), decision=decision, vote=vote)
+
+
+def weighed(scale: Scale, said: Reading, *, decision: Decision, vote: float = 0.0) -> Reading:
+    """What a model said, after the experts' labels and the cases' vote had their part in it."""
+    value, rationale, probabilities = said.value, said.rationale, said.probabilities
     if probabilities is None:
         return Reading(value, rationale, None, None)
     if scale.kind == "boolean" and decision != Decision(cases=decision.cases):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
-from memalign.memory import episodic, identity, log, revisions, semantic, vectors, vote
+from memalign.memory import episodic, identity, log, replays, revisions, semantic, vectors, vote
 from memalign.memory.episodic import Stored
 from memalign.memory.exemplars import Candidate, choose
 from memalign.memory.journal import Entry, Journal
@@ -153,6 +153,10 @@ class Lookup:
         if verdict is not None:
             entries.append((schema.verdict, log.verdict_row(self.judge_id, item_id, verdict)))
         self._journal.append(entries)
+
+    def remember(self, key: str, draw: int, value: Any, probabilities: Mapping[str, float] | None) -> None:
+        """Keep what a model answered in a replay; it is in the store a moment later."""
+        self._journal.append([(schema.replay, replays.row(self.judge_id, key, draw, value, probabilities))])
 
     @property
     def judge_id(self) -> int:

@@ -166,3 +166,32 @@ verdict = Table(
     Index("verdict_item", "judge_id", "item_id"),
     Index("verdict_id", "judge_id", "id", unique=True),
 )
+
+# What the judge answered when changes of memory were tried; `key` is the digest of all that the model read. A cache.
+replay = Table(
+    "replay",
+    metadata,
+    Column("row", Integer, primary_key=True),
+    _judge_id(),
+    Column("key", String(32), nullable=False),
+    Column("draw", Integer, nullable=False),
+    Column("value", Text, nullable=False),
+    Column("probabilities", Text),
+    Index("replay_key", "judge_id", "key", "draw"),
+)
+
+# What a verified alignment found out about a version of a guideline, and so why it stands or does not.
+trial = Table(
+    "trial",
+    metadata,
+    Column("row", Integer, primary_key=True),
+    Column("guideline_row", Integer, ForeignKey("guideline.row", ondelete="CASCADE"), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("outcome", String(12), nullable=False),
+    Column("fixed", Integer, nullable=False),
+    Column("broken", Integer, nullable=False),
+    Column("unchanged", Integer, nullable=False),
+    Column("p_value", Float, nullable=False),
+    Column("reason", Text, nullable=False),
+    Index("trial_guideline", "guideline_row"),
+)

@@ -10,6 +10,7 @@ down_revision = "0001"
 def upgrade() -> None:
     _explaining()
     _forgetting()
+    _verification()
 
 
 def _explaining() -> None:
@@ -35,3 +36,33 @@ def _forgetting() -> None:
         sa.ForeignKeyConstraint(["judge_id"], ["judge.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("judge_id", "key", "digest"),
     )
+
+
+def _verification() -> None:
+    op.create_table(
+        "replay",
+        sa.Column("row", sa.Integer(), nullable=False),
+        sa.Column("judge_id", sa.Integer(), nullable=False),
+        sa.Column("key", sa.String(length=32), nullable=False),
+        sa.Column("draw", sa.Integer(), nullable=False),
+        sa.Column("value", sa.Text(), nullable=False),
+        sa.Column("probabilities", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(["judge_id"], ["judge.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("row"),
+    )
+    op.create_index("replay_key", "replay", ["judge_id", "key", "draw"], unique=False)
+    op.create_table(
+        "trial",
+        sa.Column("row", sa.Integer(), nullable=False),
+        sa.Column("guideline_row", sa.Integer(), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("outcome", sa.String(length=12), nullable=False),
+        sa.Column("fixed", sa.Integer(), nullable=False),
+        sa.Column("broken", sa.Integer(), nullable=False),
+        sa.Column("unchanged", sa.Integer(), nullable=False),
+        sa.Column("p_value", sa.Float(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["guideline_row"], ["guideline.row"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("row"),
+    )
+    op.create_index("trial_guideline", "trial", ["guideline_row"], unique=False)
