@@ -79,7 +79,7 @@ def db(tmp_path: Path) -> str:
 
 def expert(request: ChatRequest) -> Mapping[str, Any]:
     """Answers every purpose: yes; one guideline for each different reason; nothing is a duplicate."""
-    answers = {"judge": lambda: says("yes"), "distil": lambda: distilled(request), "relate": lambda: {"groups": []}}
+    answers = {"judge": lambda: says("yes"), "verify": lambda: says("yes"), "distil": lambda: distilled(request), "relate": lambda: {"groups": []}}
     return answers[request.purpose]()
 
 
