@@ -87,14 +87,14 @@ class Judge(Description):
         self, feedback: Iterable[Feedback] = (), *, verify: Literal["off"] = "off", actor: str = "", progress: Progress = _silent
     ) -> AlignReport:
         """Learn from feedback; see ``align``."""
-        from memalign.alignment import HOSTED, IN_PROCESS, align
+        from memalign.alignment import HOSTED, IN_PROCESS, Limits, align
 
         if verify != "off":
             raise ConfigurationError(f"verify={verify!r} is not known; this release knows verify='off'")
         self._writable()
         pace = IN_PROCESS if model_name(self.reflection_model).startswith("local/") else HOSTED
         checked = self._checked(feedback)
-        return await align(self.session, self.task, checked, actor=actor, pace=pace, progress=progress)
+        return await align(self.session, self.task, checked, actor=actor, pace=pace, limits=Limits(), progress=progress)
 
     def overwrite(self, feedback: Feedback, *, actor: str = "", progress: Progress = _silent) -> AlignReport:
         """Replace an expert's earlier record of the same id; guidelines that rested on it are distilled again without it. Raises NotFound."""

@@ -112,6 +112,8 @@ class Guideline:
     evidence_for: tuple[str, ...] = ()
     """Ids of the feedback it rests on."""
     evidence_against: tuple[str, ...] = ()
+    utility: float | None = None
+    """How much worse the judge is without it, by leave-one-out replays; None: never measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +124,17 @@ class Episode:
     judged: Any = None
     """The judge's own last verdict before the expert spoke, if it is known."""
     stored_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What alignment could not decide and asks the experts. Its guidelines are quarantined until one of them changes state."""
+
+    id: str
+    guidelines: tuple[Guideline, ...]
+    """Two that contradict each other, or one that as many cases contradict as support."""
+    sides: tuple[tuple[Episode, ...], tuple[Episode, ...]]
+    """The cases for the first guideline, and those for the second (of a single one: those against it)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

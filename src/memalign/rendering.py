@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from memalign.records import Item
@@ -38,6 +39,19 @@ def trimmed(text: str, limit: int) -> str:
         return text
     head, tail = limit * 2 // 3, limit // 3
     return f"{text[:head].rstrip()} [... {len(text) - head - tail} characters left out ...] {text[len(text) - tail :].lstrip()}"
+
+
+def guideline_text(when: str, decide: str, because: str = "") -> str:
+    """One sentence: When <scope>, <what to decide>, because <why>."""
+    scope = re.sub(r"\A(when|if)\s+", "", when.strip().rstrip(".,; "), flags=re.IGNORECASE)
+    why = re.sub(r"\A(because|since)\s+", "", because.strip().rstrip(".,; "), flags=re.IGNORECASE)
+    what = decide.strip().rstrip(".,; ")
+    return f"When {_lower(scope)}, {_lower(what)}{f', because {_lower(why)}' if why else ''}."
+
+
+def _lower(text: str) -> str:
+    first, rest = text[:1], text[1:]
+    return first.lower() + rest if rest[:1].islower() or rest[:1] == " " else text
 
 
 def _part(value: Any, name: str) -> str:

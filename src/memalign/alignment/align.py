@@ -1,48 +1,34 @@
-"""The verbs that change memory: record, distil, commit; and retract."""
+"""The verbs that change memory: record, screen, distil, relate, commit; and retract."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection
-
-from memalign.alignment.distil import Distillation, Pace, distil
+from memalign.alignment.budget import Limits
+from memalign.alignment.commit import commit
+from memalign.alignment.distil import Pace, distil
+from memalign.alignment.plan import HELD, Plan
 from memalign.alignment.report import AlignReport
 from memalign.errors import MemalignError, NotFound
-from memalign.memory import Memory, episodic, revisions, semantic, vectors
+from memalign.memory import Memory, drafts, episodic, questions, revisions, semantic
 from memalign.memory.episodic import Stored
-from memalign.memory.log import last_verdict, log_calls
-from memalign.records import Feedback, Guideline
+from memalign.memory.log import last_verdict
+from memalign.records import Feedback
 from memalign.rendering import search_text
 from memalign.session import Meter, Session
 from memalign.working import Task
 
-if TYPE_CHECKING:
-    from memalign.embedders import Vectors
-
 Progress = Callable[[str, int, int], None]
-"""Called with the stage ("distil", "judge" ...), how many are done, and of how many."""
+"""Called with the stage ("screen", "distil" ...), how many are done, and of how many."""
 
 _RECORDS_AT_ONCE = 500
 
 
-@dataclass(slots=True)
-class _Plan:
-    """What an alignment found in memory before it asked anything."""
-
-    waiting: list[Stored]
-    again: list[Stored]
-    """Evidence of guidelines that rest on a version about to be replaced: it is distilled again, without the old text."""
-    guidelines: list[Guideline]
-    """The active ones that will stay."""
-    embedded: dict[str, Vectors] = field(default_factory=dict)
-
-
-async def align(session: Session, task: Task, feedback: Iterable[Feedback], *, actor: str, pace: Pace, progress: Progress) -> AlignReport:
+async def align(
+    session: Session, task: Task, feedback: Iterable[Feedback], *, actor: str, pace: Pace, limits: Limits, progress: Progress
+) -> AlignReport:
     """Learn from feedback, and from what an earlier alignment could not finish.
 
     Feedback is stored before anything is asked of a model, so no error loses it. Raises what the embedder raises; failures of distillation
@@ -69,7 +55,7 @@ async def align(session: Session, task: Task, feedback: Iterable[Feedback], *, a
         raise
     finally:
         embedding.cancel()
-    return await asyncio.to_thread(_commit, session.memory, plan, distilled, seen, meter, actor)
+    return await asyncio.to_thread(commit, session.memory, plan, distilled, seen, meter, limits, actor=actor)
 
 
 async def unalign(session: Session, ids: Sequence[str], *, actor: str) -> AlignReport:
@@ -88,7 +74,7 @@ def _record(memory: Memory, feedback: list[Feedback]) -> Counter[str]:
     return seen
 
 
-def _plan(memory: Memory) -> _Plan:
+def _plan(memory: Memory) -> Plan:
     judge_id = memory.judge_id
     with memory.store.reading() as connection:
         waiting = episodic.waiting(connection, judge_id)
@@ -97,91 +83,15 @@ def _plan(memory: Memory) -> _Plan:
         again = episodic.by_rows(connection, sorted(semantic.remaining_evidence(connection, judge_id, old)))
         current = semantic.at(connection, judge_id, revisions.current(connection, judge_id))
     live = {stored.feedback.id for stored in waiting}
-    return _Plan(
+    return Plan(
         waiting=waiting,
         again=[stored for stored in again if stored.feedback.id not in live],
-        guidelines=[g for g in current if g.state == "active" and (g.pinned or not set(g.evidence_for) & set(replaced))],
+        guidelines=[g for g in current if g.state in HELD and (g.pinned or not set(g.evidence_for) & set(replaced))],
     )
 
 
-def _to_distil(stored: Stored, plan: _Plan) -> bool:
+def _to_distil(stored: Stored, plan: Plan) -> bool:
     return stored.distilled is None or stored in plan.again
-
-
-def _commit(memory: Memory, plan: _Plan, distilled: Distillation, seen: Counter[str], meter: Meter, actor: str) -> AlignReport:
-    """Put everything into memory at once. What another process consumed or retracted meanwhile is left out."""
-    judge_id = memory.judge_id
-    with memory.store.writing() as connection:
-        before = revisions.current(connection, judge_id)
-        still = episodic.undistilled(connection, [stored.row for stored in plan.waiting])
-        silent = {stored.row for stored in [*plan.waiting, *plan.again] if not stored.feedback.rationale.strip()}
-        admitted = [stored for stored in plan.waiting if stored.since is None and stored.row in still]
-        revision, retired = before, list[str]()
-        changed, joined = list[str](), list[str]()
-        if admitted or still & (distilled.consumed | silent):
-            revision = before + 1
-            vectors.store(connection, memory.embedder, plan.embedded)
-            replaced = list(episodic.live_rows(connection, judge_id, [stored.feedback.id for stored in admitted]).values())
-            retired, again = semantic.without(connection, judge_id, revision, replaced, renew=True)
-            episodic.mark_distilled(connection, sorted(again), None)
-            episodic.retract(connection, replaced, revision)
-            episodic.admit(connection, [stored.row for stored in admitted], revision)
-            usable = {stored.row for stored in plan.waiting if stored.row in still} | again
-            changed, joined, stranded = _apply(connection, judge_id, revision, distilled, usable)
-            episodic.mark_distilled(connection, sorted((distilled.consumed | silent) & usable - stranded), revision)
-            counts = {
-                "admitted": len(admitted),
-                "replaced": len(replaced),
-                "added": len(changed),
-                "joined": len(joined),
-                "retired": len(retired),
-            }
-            revisions.commit(connection, judge_id, revision, verb="align", actor=actor, counts=counts)
-        log_calls(connection, judge_id, meter.calls)
-        guidelines = {guideline.id: guideline for guideline in semantic.at(connection, judge_id, revision)}
-        contested = episodic.contested(connection, judge_id, revision)
-        unconsumed = len(episodic.waiting(connection, judge_id))
-    return AlignReport(
-        revision=revision,
-        new=seen["new"],
-        changed=seen["changed"],
-        unchanged=seen["unchanged"],
-        added=tuple(guidelines[key] for key in changed),
-        joined=tuple(guidelines[key] for key in joined),
-        retired=tuple(guidelines[key] for key in retired),
-        rejected=tuple(distilled.rejected),
-        contested=tuple(contested),
-        failed_batches=tuple(batch for batch, _ in distilled.failed),
-        unconsumed=unconsumed,
-        usage=meter.usage,
-        cost_usd=meter.cost_usd,
-        seconds=meter.seconds,
-    )
-
-
-def _apply(connection: Connection, judge_id: int, revision: int, distilled: Distillation, usable: set[int]) -> tuple[list[str], list[str], set[int]]:
-    """Carry out the proposals whose evidence still holds; gives the ids of new guidelines and of those that gained evidence.
-
-    Also the evidence of proposals for guidelines that another process retired meanwhile: it has to be distilled again.
-    """
-    current = {g.id: g for g in semantic.at(connection, judge_id, revision) if g.state == "active"}
-    same = {semantic.normalised(guideline.text): guideline.id for guideline in current.values()}
-    added, joined, stranded = list[str](), list[str](), set[int]()
-    present = episodic.existing(connection, sorted(set[int]().union(*(proposal.taint for proposal in distilled.proposals))))
-    for proposal in distilled.proposals:
-        evidence, taint = proposal.evidence & usable, proposal.taint & present
-        known = proposal.guideline_id or same.get(semantic.normalised(proposal.text))
-        if not evidence:
-            continue
-        if known is not None and known not in current:
-            stranded |= evidence
-            continue
-        if known is None:
-            added.append(semantic.add(connection, judge_id, revision, text=proposal.text, scope=proposal.scope, evidence=evidence, taint=taint))
-        else:
-            semantic.support(connection, judge_id, revision, known, evidence=evidence, taint=taint)
-            joined.append(known)
-    return added, list(dict.fromkeys(joined)), stranded
 
 
 def _retract(memory: Memory, ids: list[str], actor: str) -> AlignReport:
@@ -196,8 +106,10 @@ def _retract(memory: Memory, ids: list[str], actor: str) -> AlignReport:
         revision, retired = before, list[str]()
         if rows:
             revision = before + 1
+            drafts.discard(connection, judge_id, rows.values())
             retired, _ = semantic.without(connection, judge_id, revision, list(rows.values()), renew=False)
             episodic.retract(connection, list(rows.values()), revision)
+            questions.settle(connection, judge_id, revision)
             counts = {"withdrawn": len(rows), "retired": len(retired)}
             revisions.commit(connection, judge_id, revision, verb="unalign", actor=actor, counts=counts)
         guidelines = {guideline.id: guideline for guideline in semantic.at(connection, judge_id, revision)}

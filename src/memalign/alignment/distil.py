@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from memalign.alignment.operations import Add, Operation, Rejected, check, parse, schema
+from memalign.alignment.plan import NEW, Proposal
 from memalign.alignment.relate import duplicates
 from memalign.alignment.report import FailedBatch
 from memalign.errors import MemalignError, UnreadableReply
@@ -21,8 +22,6 @@ from memalign.session import Meter, Session
 from memalign.working import Task, fenced
 
 _ATTEMPTS = 3
-_NEW = "new"
-"""Before the place of a proposal: its id until it is stored."""
 _ALIKE = 0.75
 """Cosine similarity from which two rules count as one."""
 _FORBIDS = re.compile(r"\b(never|not|no|don't|avoid|without)\b", re.IGNORECASE)
@@ -53,20 +52,6 @@ class Pace:
 HOSTED = Pace()
 IN_PROCESS = Pace(batch_size=1, width=1, max_tokens=40, gist=True)
 """A small model on a processor writes some ten tokens a second, and loses the thread among several cases, but puts one reason into a rule well."""
-
-
-@dataclass(slots=True)
-class Proposal:
-    """A guideline to be, or evidence for one that exists."""
-
-    text: str
-    scope: str
-    batch: int
-    guideline_id: str | None = None
-    evidence: set[int] = field(default_factory=set)
-    """Rows of feedback."""
-    taint: set[int] = field(default_factory=set)
-    """Rows of all feedback that stood in a prompt which produced it."""
 
 
 @dataclass(slots=True)
@@ -149,8 +134,8 @@ def _propose(proposals: list[Proposal], operation: Operation, evidence: set[int]
     if isinstance(operation, Add):
         same = next((p for p in proposals if semantic.normalised(p.text) == semantic.normalised(operation.text)), None)
         found = same or Proposal(text=operation.text, scope=operation.scope, batch=batch)
-    elif operation.guideline_id.startswith(_NEW):
-        found = proposals[int(operation.guideline_id.removeprefix(_NEW)) - 1]
+    elif operation.guideline_id.startswith(NEW):
+        found = proposals[int(operation.guideline_id.removeprefix(NEW)) - 1]
     else:
         known = next((p for p in proposals if p.guideline_id == operation.guideline_id), None)
         found = known or Proposal(text="", scope="", batch=batch, guideline_id=operation.guideline_id)
@@ -210,7 +195,7 @@ def _request(task: Task, pace: Pace, batch: Sequence[Stored], seen: Sequence[Gui
 def _listed(guidelines: Sequence[Guideline], proposals: Sequence[Proposal]) -> list[Guideline]:
     """What exists for the next round: guidelines, and proposals as new1, new2 ... by their place."""
     new = [(place, proposal) for place, proposal in enumerate(proposals, start=1) if proposal.guideline_id is None]
-    return [*guidelines, *(Guideline(id=f"{_NEW}{place}", version=0, text=proposal.text) for place, proposal in new)]
+    return [*guidelines, *(Guideline(id=f"{NEW}{place}", version=0, text=proposal.text) for place, proposal in new)]
 
 
 async def _merge(session: Session, meter: Meter, result: Distillation) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memalign.errors import UnreadableReply
+from memalign.rendering import guideline_text
 
 MOST_OPERATIONS = 12
 """In one reply; what a model proposes beyond is refused."""
@@ -99,14 +100,6 @@ def check(proposals: Sequence[dict[str, Any]], *, texts: Sequence[str], known_id
     return accepted, rejected
 
 
-def guideline_text(when: str, decide: str, because: str) -> str:
-    """One sentence: When <scope>, <what to decide>, because <why>."""
-    scope = re.sub(r"\A(when|if)\s+", "", when.strip().rstrip(".,; "), flags=re.IGNORECASE)
-    why = re.sub(r"\A(because|since)\s+", "", because.strip().rstrip(".,; "), flags=re.IGNORECASE)
-    what = decide.strip().rstrip(".,; ")
-    return f"When {_lower(scope)}, {_lower(what)}{f', because {_lower(why)}' if why else ''}."
-
-
 def _checked(proposal: dict[str, Any], texts: Sequence[str], known_ids: Collection[str]) -> Operation | Rejected:
     cited = proposal.get("cases")
     numbers = [number for number in cited if type(number) is int] if isinstance(cited, list) else []
@@ -155,8 +148,3 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 def _text(proposal: dict[str, Any]) -> str:
     return json.dumps(proposal, ensure_ascii=False)[:300]
-
-
-def _lower(text: str) -> str:
-    first, rest = text[:1], text[1:]
-    return first.lower() + rest if rest[:1].islower() or rest[:1] == " " else text

@@ -35,6 +35,14 @@ class AlignReport:
     added: tuple[Guideline, ...] = ()
     joined: tuple[Guideline, ...] = ()
     """Existing guidelines that gained evidence."""
+    refined: tuple[Guideline, ...] = ()
+    """Existing guidelines that were worded anew."""
+    superseded: tuple[Guideline, ...] = ()
+    """Those that gave way to one that contradicts them."""
+    quarantined: tuple[Guideline, ...] = ()
+    """Those that only the experts can decide about; see ``judge.memory.questions()``."""
+    archived: tuple[Guideline, ...] = ()
+    """The least useful ones beyond the budget; they stand by as candidates."""
     retired: tuple[Guideline, ...] = ()
     rejected: tuple[Rejected, ...] = ()
     """Proposals of the model that did not pass the checks, with reasons."""
@@ -47,6 +55,10 @@ class AlignReport:
     cost_usd: float | None = 0.0
     seconds: float = 0.0
 
+    def _marked(self) -> list[tuple[str, tuple[Guideline, ...]]]:
+        gone = [("^", self.superseded), ("?", self.quarantined), (".", self.archived), ("-", self.retired)]
+        return [("+", self.added), ("=", self.joined), ("~", self.refined), *gone]
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
         return asdict(self)
@@ -57,7 +69,7 @@ class AlignReport:
         records = f"{self.new} new, {self.changed} changed, {self.unchanged} unchanged, {self.withdrawn} withdrawn"
         account = f"{self.usage.calls} calls, {self.usage.prompt_tokens:,} + {self.usage.completion_tokens:,} tokens"
         lines = [f"revision {self.revision}: {records}", f"cost: {account}, {cost}, {self.seconds:.1f} s"]
-        for sign, guidelines in (("+", self.added), ("=", self.joined), ("-", self.retired)):
+        for sign, guidelines in self._marked():
             lines += [f"  {sign} {guideline.id}  {guideline.text}" for guideline in guidelines]
         lines += [f"  ? rejected ({rejected.reason}): {rejected.text}" for rejected in self.rejected]
         if self.contested:

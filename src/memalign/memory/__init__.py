@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from memalign.errors import NotFound
 from memalign.memory import episodic, log, revisions, semantic
+from memalign.memory.guidance import Guidance
 from memalign.memory.identity import judge_names, judge_settings
-from memalign.memory.lookup import Cases, Lookup, View
+from memalign.memory.lookup import Cases, View
 from memalign.memory.revisions import Revision
 from memalign.records import Episode, Guideline, Usage
 
 __all__ = ["Cases", "Memory", "View", "judge_names", "judge_settings"]
 
 
-class Memory(Lookup):
+class Memory(Guidance):
     """The dual memory of one judge in one store: what experts see of it."""
 
     def guidelines(self, *, all_states: bool = False) -> list[Guideline]:

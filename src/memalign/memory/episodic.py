@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, insert, select, true, update
 
+from memalign.memory import drafts
 from memalign.memory.revisions import holds_at, now
 from memalign.records import Episode, Feedback, Item, canonical, content_hash
 from memalign.rendering import search_text
@@ -51,6 +52,7 @@ def record(connection: Connection, judge_id: int, feedback: Feedback, *, judged:
     if newest is not None and newest.until is None and _feedback(newest).says_the_same_as(feedback):
         return "unchanged"
     if newest is not None and newest.since is None:  # never committed: nothing can refer to it
+        drafts.discard(connection, judge_id, [newest.row])
         connection.execute(_TABLE.delete().where(_TABLE.c.row == newest.row))
     connection.execute(
         insert(_TABLE).values(
@@ -130,6 +132,7 @@ def drop_waiting(connection: Connection, judge_id: int, ids: Sequence[str]) -> s
     gone: set[str] = set()
     for start in range(0, len(ids), _CHUNK):
         condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.id.in_(ids[start : start + _CHUNK]) & _TABLE.c.since.is_(None)
+        drafts.discard(connection, judge_id, connection.execute(select(_TABLE.c.row).where(condition)).scalars())
         gone |= set(connection.execute(_TABLE.delete().where(condition).returning(_TABLE.c.id)).scalars())
     return gone
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
+from memalign.errors import NotFound
 from memalign.memory.revisions import holds_at
 from memalign.records import Guideline, GuidelineState
 from memalign.stores import schema
 
 _TABLE = schema.guideline
 _CHUNK = 500
+_NOTHING: Mapping[int, int] = MappingProxyType({})
 
 
 def at(connection: Connection, judge_id: int, revision: int) -> list[Guideline]:
@@ -23,20 +26,46 @@ def at(connection: Connection, judge_id: int, revision: int) -> list[Guideline]:
     return sorted((_guideline(row, evidence[row.row]) for row in rows), key=_age)
 
 
-def add(connection: Connection, judge_id: int, revision: int, *, text: str, scope: str, evidence: Iterable[int], taint: Iterable[int]) -> str:
-    """A new active guideline; gives its id. ``evidence`` and ``taint`` are rows of feedback versions."""
-    count = len(set(connection.execute(select(_TABLE.c.id).where(_TABLE.c.judge_id == judge_id)).scalars()))
-    guideline_id = f"g{count + 1}"
-    _insert(connection, judge_id, revision, (guideline_id, 1), text, scope, "active", False, {row: 1 for row in evidence}, taint)
+def add(
+    connection: Connection,
+    judge_id: int,
+    revision: int,
+    *,
+    text: str,
+    scope: str = "",
+    state: GuidelineState = "active",
+    pinned: bool = False,
+    signs: Mapping[int, int] = _NOTHING,
+    taint: Iterable[int] = (),
+) -> str:
+    """A new guideline; gives its id. ``signs``: row of a feedback version -> 1 for, -1 against; ``taint``: rows as well."""
+    known = connection.execute(select(_TABLE.c.id).where(_TABLE.c.judge_id == judge_id).distinct()).scalars()
+    guideline_id = f"g{max((int(key[1:]) for key in known), default=0) + 1}"
+    new = {"text": text, "scope": scope, "state": state, "pinned": pinned, "utility": None}
+    _insert(connection, judge_id, revision, (guideline_id, 1), new, signs, taint)
     return guideline_id
 
 
-def support(connection: Connection, judge_id: int, revision: int, guideline_id: str, *, evidence: Iterable[int], taint: Iterable[int]) -> None:
-    """A new version of the same text that rests on more evidence."""
-    old = _live(connection, judge_id, guideline_id)
-    signs = _signs(connection, old.row) | {row: 1 for row in evidence}
-    tainted = set(connection.execute(select(schema.taint.c.feedback_row).where(schema.taint.c.guideline_row == old.row)).scalars())
-    _replace(connection, judge_id, revision, old, old.state, signs, tainted | set(taint))
+def change(
+    connection: Connection,
+    judge_id: int,
+    revision: int,
+    guideline_id: str,
+    *,
+    signs: Mapping[int, int] = _NOTHING,
+    taint: Iterable[int] = (),
+    **changes: Any,
+) -> None:
+    """A new version of a guideline: ``changes`` of text, scope, state, pinned; ``signs`` and ``taint`` are added to what it has."""
+    old = live(connection, judge_id, guideline_id)
+    _replace(connection, judge_id, revision, old, changes, _signs(connection, old.row) | dict(signs), _tainted(connection, old.row) | set(taint))
+
+
+def measured(connection: Connection, judge_id: int, utility: Mapping[str, float]) -> None:
+    """Note the utility of guidelines (id -> how much worse the judge is without it) with the versions that hold now."""
+    for guideline_id, value in utility.items():
+        condition = (_TABLE.c.judge_id == judge_id) & (_TABLE.c.id == guideline_id) & _TABLE.c.until.is_(None)
+        connection.execute(update(_TABLE).where(condition).values(utility=value))
 
 
 def without(connection: Connection, judge_id: int, revision: int, rows: Sequence[int], *, renew: bool) -> tuple[list[str], set[int]]:
@@ -49,20 +78,19 @@ def without(connection: Connection, judge_id: int, revision: int, rows: Sequence
     gone, retired, again = set(rows), list[str](), set[int]()
     for old in _resting_on(connection, judge_id, gone):
         signs = {row: sign for row, sign in _signs(connection, old.row).items() if row not in gone}
-        tainted = set(connection.execute(select(schema.taint.c.feedback_row).where(schema.taint.c.guideline_row == old.row)).scalars())
         supported = any(sign > 0 for sign in signs.values())
         state: GuidelineState = old.state if old.pinned or (supported and not renew) else "retired"
         if state == "retired":
             retired.append(old.id)
-            again |= {row for row, sign in signs.items() if sign > 0}
-        _replace(connection, judge_id, revision, old, state, signs, tainted)
+            again |= {row for row, sign in signs.items() if sign > 0 and old.state != "superseded"}
+        _replace(connection, judge_id, revision, old, {"state": state}, signs, _tainted(connection, old.row))
     return retired, again
 
 
 def remaining_evidence(connection: Connection, judge_id: int, rows: Sequence[int]) -> set[int]:
     """The other evidence of guidelines that rest on some feedback: what would be distilled again if it were withdrawn."""
     gone = set(rows)
-    touched = [old for old in _resting_on(connection, judge_id, gone) if not old.pinned]
+    touched = [old for old in _resting_on(connection, judge_id, gone) if not old.pinned and old.state != "superseded"]
     return {row for old in touched for row, sign in _signs(connection, old.row).items() if sign > 0} - gone
 
 
@@ -71,17 +99,35 @@ def normalised(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(".!;, ")
 
 
+def live(connection: Connection, judge_id: int, guideline_id: str) -> Row[Any]:
+    """The row of the version that holds now. Raises NotFound."""
+    condition = (_TABLE.c.judge_id == judge_id) & (_TABLE.c.id == guideline_id) & _TABLE.c.until.is_(None)
+    found = connection.execute(select(_TABLE).where(condition)).first()
+    if found is None:
+        raise NotFound(f"no guideline {guideline_id!r}; nothing was changed (memory list --all shows what there is)")
+    return found
+
+
 def _replace(
-    connection: Connection, judge_id: int, revision: int, old: Row[Any], state: GuidelineState, signs: dict[int, int], taint: Iterable[int]
+    connection: Connection,
+    judge_id: int,
+    revision: int,
+    old: Row[Any],
+    changes: Mapping[str, Any],
+    signs: Mapping[int, int],
+    taint: Iterable[int],
 ) -> None:
+    new = {name: changes.get(name, getattr(old, name)) for name in ("text", "scope", "state", "pinned", "utility")}
+    if new["text"] != old.text:
+        new["utility"] = None  # measured on another text
     if old.since == revision:  # made in this very transaction: no reader has seen it
         connection.execute(schema.evidence.delete().where(schema.evidence.c.guideline_row == old.row))
         connection.execute(schema.taint.delete().where(schema.taint.c.guideline_row == old.row))
-        connection.execute(update(_TABLE).where(_TABLE.c.row == old.row).values(state=state))
+        connection.execute(update(_TABLE).where(_TABLE.c.row == old.row).values(new))
         _link(connection, old.row, signs, taint)
         return
     connection.execute(update(_TABLE).where(_TABLE.c.row == old.row).values(until=revision))
-    _insert(connection, judge_id, revision, (old.id, old.version + 1), old.text, old.scope, state, old.pinned, signs, taint)
+    _insert(connection, judge_id, revision, (old.id, old.version + 1), new, signs, taint)
 
 
 def _insert(
@@ -89,19 +135,15 @@ def _insert(
     judge_id: int,
     revision: int,
     key: tuple[str, int],
-    text: str,
-    scope: str,
-    state: GuidelineState,
-    pinned: bool,
-    signs: dict[int, int],
+    values: Mapping[str, Any],
+    signs: Mapping[int, int],
     taint: Iterable[int],
 ) -> None:
-    values = {"judge_id": judge_id, "id": key[0], "version": key[1], "text": text, "scope": scope, "state": state, "pinned": pinned}
-    inserted = connection.execute(insert(_TABLE).values(values | {"since": revision}).returning(_TABLE.c.row)).scalar_one()
-    _link(connection, inserted, signs, taint)
+    row = {"judge_id": judge_id, "id": key[0], "version": key[1], "since": revision, **values}
+    _link(connection, connection.execute(insert(_TABLE).values(row).returning(_TABLE.c.row)).scalar_one(), signs, taint)
 
 
-def _link(connection: Connection, guideline_row: int, signs: dict[int, int], taint: Iterable[int]) -> None:
+def _link(connection: Connection, guideline_row: int, signs: Mapping[int, int], taint: Iterable[int]) -> None:
     evidence = [{"guideline_row": guideline_row, "feedback_row": row, "sign": sign} for row, sign in signs.items()]
     tainted = [{"guideline_row": guideline_row, "feedback_row": row} for row in set(taint) | set(signs)]
     if evidence:
@@ -121,15 +163,14 @@ def _resting_on(connection: Connection, judge_id: int, rows: set[int]) -> Sequen
     return [found[key] for key in sorted(found)]
 
 
-def _live(connection: Connection, judge_id: int, guideline_id: str) -> Row[Any]:
-    condition = (_TABLE.c.judge_id == judge_id) & (_TABLE.c.id == guideline_id) & _TABLE.c.until.is_(None)
-    return connection.execute(select(_TABLE).where(condition)).one()
-
-
 def _signs(connection: Connection, guideline_row: int) -> dict[int, int]:
     link = schema.evidence
     found = connection.execute(select(link.c.feedback_row, link.c.sign).where(link.c.guideline_row == guideline_row))
     return {row.feedback_row: row.sign for row in found}
+
+
+def _tainted(connection: Connection, guideline_row: int) -> set[int]:
+    return set(connection.execute(select(schema.taint.c.feedback_row).where(schema.taint.c.guideline_row == guideline_row)).scalars())
 
 
 def _evidence(connection: Connection, judge_id: int, revision: int) -> dict[int, list[tuple[int, str]]]:
@@ -157,6 +198,7 @@ def _guideline(row: Row[Any], evidence: list[tuple[int, str]]) -> Guideline:
         pinned=row.pinned,
         evidence_for=tuple(dict.fromkeys(feedback for sign, feedback in evidence if sign > 0)),
         evidence_against=tuple(dict.fromkeys(feedback for sign, feedback in evidence if sign < 0)),
+        utility=row.utility,
     )
 
 

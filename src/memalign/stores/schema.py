@@ -107,6 +107,7 @@ guideline = Table(
     Column("pinned", Boolean, nullable=False, default=False),
     Column("since", Integer, nullable=False),
     Column("until", Integer),
+    Column("utility", Float),  # a measurement of the text, not part of it: written when it is taken
     Index("guideline_version", "judge_id", "id", "version", unique=True),
 )
 
@@ -127,6 +128,44 @@ def _link(name: str, *columns: Column[int]) -> Table:
 
 evidence = _link("evidence", Column("sign", Integer, nullable=False))  # +1 for, -1 against
 taint = _link("taint")  # all records that stood in the prompt which produced the version
+
+# What alignment asks the experts: which of two guidelines that contradict each other holds, or (`second` is null) whether one holds that
+# as many cases contradict as support. Both are quarantined while the question is open, in revisions since <= r < until.
+question = Table(
+    "question",
+    metadata,
+    Column("row", Integer, primary_key=True),
+    _judge_id(),
+    Column("id", String(40), nullable=False),
+    Column("first", String(40), nullable=False),
+    Column("second", String(40)),
+    Column("since", Integer, nullable=False),
+    Column("until", Integer),
+    Index("question_judge", "judge_id", "since"),
+)
+
+# A distilled batch between its model call and the commit that consumes it, so that a killed alignment is not paid for twice.
+draft = Table(
+    "draft",
+    metadata,
+    Column("row", Integer, primary_key=True),
+    _judge_id(),
+    Column("key", String(32), nullable=False),  # digest of what was asked, by which model
+    Column("content", Text, nullable=False),  # JSON: the proposals as the model made them
+    Index("draft_judge", "judge_id", "key"),
+)
+
+# All records that a draft distilled. A draft says what they said: whoever deletes a record deletes its drafts.
+draft_record = Table(
+    "draft_record",
+    metadata,
+    Column("draft_row", Integer, primary_key=True),
+    Column("feedback_row", Integer, primary_key=True),
+    ForeignKeyConstraint(["draft_row"], ["draft.row"], ondelete="CASCADE"),
+    ForeignKeyConstraint(["feedback_row"], ["feedback.row"], ondelete="CASCADE"),
+    Index("draft_record_feedback", "feedback_row"),
+    sqlite_with_rowid=False,
+)
 
 # Every model call that memory or judging paid for; no prompt text.
 ledger = Table(

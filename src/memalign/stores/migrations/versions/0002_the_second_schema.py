@@ -11,6 +11,7 @@ def upgrade() -> None:
     _explaining()
     _forgetting()
     _verification()
+    _aligning()
 
 
 def _explaining() -> None:
@@ -66,3 +67,41 @@ def _verification() -> None:
         sa.PrimaryKeyConstraint("row"),
     )
     op.create_index("trial_guideline", "trial", ["guideline_row"], unique=False)
+
+
+def _aligning() -> None:
+    # Utility of guidelines, questions to the experts, and drafts that outlive a killed alignment.
+    op.add_column("guideline", sa.Column("utility", sa.Float(), nullable=True))
+    op.create_table(
+        "question",
+        sa.Column("row", sa.Integer(), nullable=False),
+        sa.Column("judge_id", sa.Integer(), nullable=False),
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("first", sa.String(length=40), nullable=False),
+        sa.Column("second", sa.String(length=40), nullable=True),
+        sa.Column("since", sa.Integer(), nullable=False),
+        sa.Column("until", sa.Integer(), nullable=True),
+        sa.ForeignKeyConstraint(["judge_id"], ["judge.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("row"),
+    )
+    op.create_index("question_judge", "question", ["judge_id", "since"], unique=False)
+    op.create_table(
+        "draft",
+        sa.Column("row", sa.Integer(), nullable=False),
+        sa.Column("judge_id", sa.Integer(), nullable=False),
+        sa.Column("key", sa.String(length=32), nullable=False),
+        sa.Column("content", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["judge_id"], ["judge.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("row"),
+    )
+    op.create_index("draft_judge", "draft", ["judge_id", "key"], unique=False)
+    op.create_table(
+        "draft_record",
+        sa.Column("draft_row", sa.Integer(), nullable=False),
+        sa.Column("feedback_row", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(["draft_row"], ["draft.row"], ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["feedback_row"], ["feedback.row"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("draft_row", "feedback_row"),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("draft_record_feedback", "draft_record", ["feedback_row"], unique=False)

@@ -1,0 +1,169 @@
+"""Putting an alignment into memory: one transaction, one revision."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from sqlalchemy import Connection
+
+from memalign.alignment.budget import Limits, over_budget
+from memalign.alignment.distil import Distillation
+from memalign.alignment.plan import HELD, Plan, Proposal, after, revised_by, same_text
+from memalign.alignment.report import AlignReport
+from memalign.memory import Memory, drafts, episodic, questions, revisions, semantic, vectors
+from memalign.memory.log import log_calls
+from memalign.records import Guideline
+from memalign.session import Meter
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """Ids of guidelines by what happened to them, each in the order of its happening."""
+
+    added: list[str] = field(default_factory=list)
+    joined: list[str] = field(default_factory=list)
+    refined: list[str] = field(default_factory=list)
+    superseded: list[str] = field(default_factory=list)
+    quarantined: list[str] = field(default_factory=list)
+    archived: list[str] = field(default_factory=list)
+    retired: list[str] = field(default_factory=list)
+    stranded: set[int] = field(default_factory=set)
+    """Evidence for guidelines that another process took away meanwhile: it has to be distilled again."""
+
+    def counts(self) -> dict[str, int]:
+        """How many, for the log of revisions."""
+        names = ("added", "joined", "refined", "superseded", "quarantined", "archived", "retired")
+        return {name: len(getattr(self, name)) for name in names}
+
+
+def commit(memory: Memory, plan: Plan, distilled: Distillation, seen: Counter[str], meter: Meter, limits: Limits, *, actor: str) -> AlignReport:
+    """Put everything into memory at once. What another process consumed or retracted meanwhile is left out."""
+    judge_id = memory.judge_id
+    with memory.store.writing() as connection:
+        before = revisions.current(connection, judge_id)
+        still = episodic.undistilled(connection, [stored.row for stored in plan.waiting])
+        silent = {stored.row for stored in [*plan.waiting, *plan.again] if not stored.feedback.rationale.strip()}
+        admitted = [stored for stored in plan.waiting if stored.since is None and stored.row in still]
+        revision, outcome = before, _Outcome()
+        if admitted or still & (distilled.consumed | silent):
+            revision = before + 1
+            vectors.store(connection, memory.embedder, plan.embedded)
+            replaced = list(episodic.live_rows(connection, judge_id, [stored.feedback.id for stored in admitted]).values())
+            outcome.retired, again = semantic.without(connection, judge_id, revision, replaced, renew=True)
+            episodic.mark_distilled(connection, sorted(again), None)
+            episodic.retract(connection, replaced, revision)
+            episodic.admit(connection, [stored.row for stored in admitted], revision)
+            usable = {stored.row for stored in plan.waiting if stored.row in still} | again
+            ids = {row: stored.feedback.id for row, stored in plan.records.items() if row in usable}
+            _apply(connection, judge_id, revision, distilled.proposals, ids, outcome)
+            _archive(connection, judge_id, revision, limits, outcome)
+            questions.settle(connection, judge_id, revision)
+            learned = (distilled.consumed | silent) & usable - outcome.stranded
+            episodic.mark_distilled(connection, sorted(learned), revision)
+            drafts.discard(connection, judge_id, learned)
+            counts = {"admitted": len(admitted), "replaced": len(replaced), **outcome.counts()}
+            revisions.commit(connection, judge_id, revision, verb="align", actor=actor, counts=counts)
+        log_calls(connection, judge_id, meter.calls)
+        return _report(connection, judge_id, revision, outcome, distilled, seen, meter)
+
+
+def _apply(connection: Connection, judge_id: int, revision: int, proposals: Sequence[Proposal], ids: Mapping[int, str], outcome: _Outcome) -> None:
+    """Carry out the proposals whose evidence still holds. ``ids``: row -> feedback id of the records that may be learned from."""
+    held = {g.id: g for g in semantic.at(connection, judge_id, revision) if g.state in HELD}
+    present = episodic.existing(connection, sorted(set[int]().union(*(proposal.taint for proposal in proposals))))
+    stored: dict[Proposal, str] = {}
+    alive = [proposal for proposal in proposals if (proposal.evidence | proposal.against) & set(ids)]
+    for proposal in alive:
+        cited = {row: 1 for row in proposal.evidence if row in ids} | {row: -1 for row in proposal.against if row in ids}
+        known = proposal.guideline_id or same_text(proposal.text, list(held.values()))
+        if known is not None and known not in held:
+            outcome.stranded |= set(cited)
+            continue
+        old = held.get(known) if known is not None else None
+        new = after(old, proposal, ids, known or "", rivals=alive)
+        if old is None:
+            key = semantic.add(
+                connection, judge_id, revision, text=new.text, scope=new.scope, state=new.state, signs=cited, taint=proposal.taint & present
+            )
+            outcome.added.append(key)
+        else:
+            key = old.id
+            changes = {"text": new.text, "scope": new.scope, "state": new.state}
+            semantic.change(connection, judge_id, revision, key, signs=cited, taint=proposal.taint & present, **changes)
+            (outcome.refined if new.text != old.text else outcome.joined).append(key)
+        _note(outcome, key, old, new)
+        stored[proposal] = key
+        held[key] = replace(new, id=key)
+        for other, revised in proposal.others.items():
+            if other in held:
+                was = held[other]
+                held[other] = now = revised_by(was, revised, ids)
+                signs = {row: -1 for row in revised.against if row in ids}
+                semantic.change(connection, judge_id, revision, other, signs=signs, text=now.text, scope=now.scope, state=now.state)
+                _note(outcome, other, was, now)
+                if now.text != was.text:
+                    outcome.refined.append(other)
+    _ask(connection, judge_id, revision, stored)
+
+
+def _note(outcome: _Outcome, key: str, old: Guideline | None, new: Guideline) -> None:
+    if old is None or old.state != new.state:
+        if new.state == "superseded":
+            outcome.superseded.append(key)
+        elif new.state == "quarantined":
+            outcome.quarantined.append(key)
+
+
+def _ask(connection: Connection, judge_id: int, revision: int, stored: Mapping[Proposal, str]) -> None:
+    """A question for each pair of rivals, and for each guideline that its own cases put in quarantine."""
+    now = {g.id: g for g in semantic.at(connection, judge_id, revision)}
+    asked = set[str]()
+    for proposal, key in stored.items():
+        rival = stored.get(proposal.rival) if isinstance(proposal.rival, Proposal) else proposal.rival
+        if rival is not None and all(now[one].state == "quarantined" for one in (key, rival)):
+            questions.ask(connection, judge_id, revision, *sorted((key, rival), key=lambda one: int(one[1:])))
+            asked |= {key, rival}
+    open_ = {one for row in questions.at(connection, judge_id, revision) for one in (row.first, row.second)}
+    for key in stored.values():
+        if now[key].state == "quarantined" and key not in asked | open_:
+            questions.ask(connection, judge_id, revision, key)
+
+
+def _archive(connection: Connection, judge_id: int, revision: int, limits: Limits, outcome: _Outcome) -> None:
+    """Let the least useful guidelines stand by when there are more than the budget allows."""
+    active = [guideline for guideline in semantic.at(connection, judge_id, revision) if guideline.state == "active"]
+    outcome.archived = over_budget(active, limits)
+    for key in outcome.archived:
+        semantic.change(connection, judge_id, revision, key, state="candidate")
+
+
+def _report(
+    connection: Connection, judge_id: int, revision: int, outcome: _Outcome, distilled: Distillation, seen: Counter[str], meter: Meter
+) -> AlignReport:
+    guidelines = {guideline.id: guideline for guideline in semantic.at(connection, judge_id, revision)}
+
+    def named(keys: Iterable[str]) -> tuple[Guideline, ...]:
+        return tuple(guidelines[key] for key in dict.fromkeys(keys))
+
+    return AlignReport(
+        revision=revision,
+        new=seen["new"],
+        changed=seen["changed"],
+        unchanged=seen["unchanged"],
+        added=named(outcome.added),
+        joined=named(key for key in outcome.joined if key not in outcome.added),
+        refined=named(outcome.refined),
+        superseded=named(outcome.superseded),
+        quarantined=named(outcome.quarantined),
+        archived=named(outcome.archived),
+        retired=named(outcome.retired),
+        rejected=tuple(distilled.rejected),
+        contested=tuple(episodic.contested(connection, judge_id, revision)),
+        failed_batches=tuple(batch for batch, _ in distilled.failed),
+        unconsumed=len(episodic.waiting(connection, judge_id)),
+        usage=meter.usage,
+        cost_usd=meter.cost_usd,
+        seconds=meter.seconds,
+    )

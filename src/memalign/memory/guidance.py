@@ -1,0 +1,103 @@
+"""What experts do with guidelines by hand: each verb is one revision, and can be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection
+
+from memalign.errors import BadRecord, ConfigurationError
+from memalign.memory import episodic, questions, revisions, semantic
+from memalign.memory.lookup import Lookup
+from memalign.records import Guideline, Question
+from memalign.rendering import guideline_text
+
+LONGEST = 2000
+"""Characters of a guideline."""
+
+
+class Guidance(Lookup):
+    """Guidelines in the experts' hands.
+
+    The states: *active* (the judge reads it), *candidate* (stands by: more useful ones fill the budget, or it was not proven yet), *quarantined*
+    (contradicted; a question to the experts is open), *superseded* (another one took its place), *retired* (its evidence is gone, or an expert
+    took it out). Only active ones are read by the judge; nothing is deleted. *Pinned* means that an expert answers for it: no
+    alignment changes, supersedes or archives it.
+    """
+
+    def pin(self, guideline_id: str, *, actor: str = "") -> Guideline:
+        """Keep a guideline whatever alignment finds; one that is not active becomes active. Raises NotFound."""
+        return self._change("pin", guideline_id, actor, pinned=True, state="active")
+
+    def unpin(self, guideline_id: str, *, actor: str = "") -> Guideline:
+        """Let alignment change a guideline again. Raises NotFound."""
+        return self._change("unpin", guideline_id, actor, pinned=False)
+
+    def edit(self, guideline_id: str, text: str, *, actor: str = "") -> Guideline:
+        """Replace a guideline's text by an expert's, in force from now on and pinned; its evidence stays. Raises NotFound, BadRecord."""
+        return self._change("edit", guideline_id, actor, text=_text(text), pinned=True, state="active")
+
+    def add(self, text: str, scope: str = "", *, actor: str = "") -> Guideline:
+        """A guideline in an expert's own words, pinned; with a ``scope`` it reads "When <scope>, <text>." Raises BadRecord."""
+        worded = guideline_text(_text(scope), _text(text)) if scope.strip() else _text(text)
+
+        def work(connection: Connection, revision: int) -> str:
+            held = semantic.at(connection, self.judge_id, revision)
+            same = next((g for g in held if g.state != "retired" and semantic.normalised(g.text) == semantic.normalised(worded)), None)
+            if same is not None:
+                raise BadRecord(f"guideline {same.id} ({same.state}) says the same; pin or edit that one", field="text")
+            return semantic.add(connection, self.judge_id, revision, text=worded, scope=" ".join(scope.split()), pinned=True)
+
+        return self._revise("add", actor, work)
+
+    def retire(self, guideline_id: str, *, actor: str = "") -> Guideline:
+        """Take a guideline out of judging, pinned or not; ``pin`` brings it back. Raises NotFound."""
+        return self._change("retire", guideline_id, actor, state="retired", pinned=False)
+
+    def questions(self) -> list[Question]:
+        """What alignment could not decide, oldest first, with the cases of both sides."""
+        with self._reading() as (connection, revision):
+            open_ = questions.at(connection, self.judge_id, revision)
+            guidelines = {guideline.id: guideline for guideline in semantic.at(connection, self.judge_id, revision)} if open_ else {}
+            held = {stored.feedback.id: episodic.episode(stored) for stored in episodic.live(connection, self.judge_id, revision)} if open_ else {}
+        found = []
+        for row in open_:
+            about = tuple(guidelines[key] for key in (row.first, row.second) if key)
+            ids = (about[0].evidence_for, about[1].evidence_for if len(about) > 1 else about[0].evidence_against)
+            one, other = (tuple(held[key] for key in side if key in held) for side in ids)
+            found.append(Question(id=row.id, guidelines=about, sides=(one, other)))
+        return found
+
+    def _change(self, verb: str, guideline_id: str, actor: str, **changes: Any) -> Guideline:
+        def work(connection: Connection, revision: int) -> str:
+            old = semantic.live(connection, self.judge_id, guideline_id)
+            if any(getattr(old, name) != value for name, value in changes.items()):
+                semantic.change(connection, self.judge_id, revision, guideline_id, **changes)
+            return guideline_id
+
+        return self._revise(verb, actor, work)
+
+    def _revise(self, verb: str, actor: str, work: Callable[[Connection, int], str]) -> Guideline:
+        """One transaction and one revision; none when nothing changed."""
+        if self.pinned_revision is not None:
+            raise ConfigurationError(f"this memory is pinned to revision {self.pinned_revision} and read-only; use the judge it was made from")
+        judge_id = self.judge_id
+        with self.store.writing() as connection:
+            revision = revisions.current(connection, judge_id) + 1
+            guideline_id = work(connection, revision)
+            if semantic.live(connection, judge_id, guideline_id).since == revision:
+                questions.settle(connection, judge_id, revision)
+                revisions.commit(connection, judge_id, revision, verb=verb, actor=actor, counts={"guidelines": 1})
+            return next(g for g in semantic.at(connection, judge_id, revision) if g.id == guideline_id)
+
+
+def _text(text: str) -> str:
+    folded = " ".join(text.split())
+    if not folded or len(folded) > LONGEST:
+        raise BadRecord(f"a guideline has 1 to {LONGEST} characters, this one {len(folded)}", field="text")
+    try:
+        folded.encode()
+    except UnicodeEncodeError as error:
+        raise BadRecord("holds half of a surrogate pair, which is not valid Unicode", field="text") from error
+    return folded
