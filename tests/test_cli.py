@@ -404,6 +404,27 @@ def test_memory_show(run: Run, taught: str) -> None:
     assert "3 cases begin with it" in run("memory", "show", "r", code=2).stderr
 
 
+def test_memory_diff_rollback_and_explain(run: Run, taught: str, tmp_path: Path) -> None:
+    run("memory", "unalign", "r1")
+    shown = run("memory", "diff", "1", "2").stdout
+    assert shown.startswith("revision 1 -> 2\n")
+    assert "  - r1: no - Never be rude." in shown
+    assert "no revision 9" in run("memory", "diff", "1", "9", code=2).stderr
+    assert json.loads(run("memory", "diff", "0", "2", "--json").stdout)["records"][0]["kind"] == "added"
+    assert "nothing was changed" in run("memory", "rollback", "1", "--dry-run").stdout
+    assert "revision 3: memory is as it was in revision 1" in run("memory", "rollback", "1", "--actor", "lead").stdout
+    assert json.loads(run("memory", "rollback", "1", "--json").stdout)["revision"] == 3
+    assert "rollback to 1" in run("memory", "history").stdout.splitlines()[-1]
+    out = tmp_path / "verdicts.jsonl"
+    run("judge", jsonl(tmp_path / "items.jsonl", row(1)), "--out", str(out))
+    verdict = json.loads(out.read_text())["verdict"]["id"]
+    assert run("memory", "explain", verdict).stdout.startswith(f"verdict {verdict}: ")
+    assert json.loads(run("memory", "explain", verdict, "--json").stdout)["revision"] == 3
+    assert "logged no verdict" in run("memory", "explain", "nothing", code=2).stderr
+    touched = json.loads(run("memory", "show", "r1", "--json").stdout)["provenance"]["verdicts"]
+    assert [held["id"] for held in touched] == [verdict]
+
+
 def test_memory_unalign_and_history(run: Run, taught: str) -> None:
     assert "nothing was changed" in run("memory", "unalign", "r1", "r9", code=2).stderr
     assert "1 withdrawn" in run("memory", "unalign", "r1", "--actor", "lead").stdout

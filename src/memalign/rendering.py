@@ -54,6 +54,12 @@ def _lower(text: str) -> str:
     return first.lower() + rest if rest[:1].islower() or rest[:1] == " " else text
 
 
+def one_line(text: str, limit: int = 0) -> str:
+    """``text`` on one line; with a limit, shortened to so many characters."""
+    line = " ".join(text.split())
+    return line if not limit or len(line) <= limit else f"{line[: limit - 1]}…"
+
+
 def _part(value: Any, name: str) -> str:
     if value is None:
         return ""

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memalign.cli.options import Actor, AsJson, Database, JudgeName
+from memalign.cli.past import diff, explain, rollback
+from memalign.cli.show import show
 from memalign.errors import NotFound
 
 if TYPE_CHECKING:
     from memalign.alignment import AlignReport
-    from memalign.judge import Judge
-    from memalign.records import Episode, Guideline
+    from memalign.memory.revisions import Revision
+    from memalign.records import Episode
 
 app = typer.Typer(help="Look at what a judge learned, and take back what experts no longer stand by.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -63,35 +65,6 @@ def list_(
 
 
 @app.command()
-def show(
-    key: Annotated[str, typer.Argument(metavar="ID", help="Of a guideline or a case.")], db: Database, judge: JudgeName = "", json: AsJson = False
-) -> None:
-    """Show a guideline with the cases for and against it, or a case with the guidelines that rest on it."""
-    from memalign.cli.opening import opened
-    from memalign.cli.printing import emit
-
-    with opened(db, judge) as found:
-        guidelines = {guideline.id: guideline for guideline in found.memory.guidelines(all_states=True)}
-        held = {episode.feedback.id: episode for episode in found.memory.episodes()}
-    if key in guidelines:
-        guideline = guidelines[key]
-        if json:
-            emit({"guideline": asdict(guideline), "cases": [_episode(held[case]) for case in _cases(guideline) if case in held]})
-        else:
-            _show_guideline(found, guideline, held)
-        return
-    matches = [key] if key in held else [case for case in held if case.startswith(key)]
-    if len(matches) != 1:
-        told = f"{len(matches)} cases begin with it: give more of the id" if matches else "see: memalign memory list --episodes"
-        raise NotFound(f"no guideline or case {key!r} in judge {found.name!r}; {told}")
-    resting = [guideline for guideline in guidelines.values() if matches[0] in _cases(guideline)]
-    if json:
-        emit({"case": _episode(held[matches[0]]), "guidelines": [asdict(guideline) for guideline in resting]})
-    else:
-        _show_case(found, held[matches[0]], resting)
-
-
-@app.command()
 def history(db: Database, judge: JudgeName = "", json: AsJson = False) -> None:
     """List all changes of memory, oldest first."""
     from memalign.cli.opening import opened
@@ -102,7 +75,7 @@ def history(db: Database, judge: JudgeName = "", json: AsJson = False) -> None:
     if json:
         emit([asdict(change) for change in changes])
     elif changes:
-        rows = [[c.number, c.at[:19].replace("T", " "), c.actor, c.verb, ", ".join(f"{v} {k}" for k, v in c.counts.items() if v)] for c in changes]
+        rows = [[c.number, c.at[:19].replace("T", " "), c.actor, *_what(c)] for c in changes]
         table(["revision", "time (UTC)", "who", "verb", "what"], rows, wide=["what"])
     else:
         say("nothing has changed memory yet")
@@ -163,53 +136,18 @@ def _report(report: AlignReport, *, json: bool) -> None:
     raise typer.Exit(1 if report.failed_batches else 0)
 
 
-def _show_guideline(judge: Judge, guideline: Guideline, held: dict[str, Episode]) -> None:
-    from memalign.cli.printing import say
-
-    pinned = ", pinned" if guideline.pinned else ""
-    say(f"{guideline.id} (version {guideline.version}, {guideline.state}{pinned})")
-    say(guideline.text)
-    for title, cases in (("for", guideline.evidence_for), ("against", guideline.evidence_against)):
-        if cases:
-            say(f"{title}:")
-        for case in cases:
-            _show_episode(judge, case, held.get(case))
-
-
-def _show_case(judge: Judge, episode: Episode, resting: list[Guideline]) -> None:
-    from memalign.cli.printing import say
-    from memalign.rendering import item_text
-
-    feedback = episode.feedback
-    say(f"case {feedback.id}: {judge.scale.label_of(feedback.value)}" + (f", by {feedback.annotator}" if feedback.annotator else ""))
-    say(item_text(feedback.item))
-    if feedback.rationale:
-        say(f"reason: {feedback.rationale}")
-    if episode.judged is not None:
-        say(f"the judge had said: {judge.scale.label_of(episode.judged)}")
-    where = f" from {feedback.source}" if feedback.source else ""
-    say(f"given {feedback.created_at:%Y-%m-%d %H:%M}{where}")
-    say("guidelines that rest on it:" if resting else "no guideline rests on it")
-    for guideline in resting:
-        sign = "for" if feedback.id in guideline.evidence_for else "against"
-        say(f"  {guideline.id}  ({sign}, {guideline.state})  {guideline.text}")
-
-
-def _show_episode(judge: Judge, key: str, episode: Episode | None) -> None:
-    from memalign.cli.printing import one_line, say
-    from memalign.rendering import item_text
-
-    if episode is None:
-        say(f"  {key}  (withdrawn)")
-        return
-    reason = one_line(episode.feedback.rationale, _SHORT)
-    say(f"  {key}  {judge.scale.label_of(episode.feedback.value)}{': ' + reason if reason else ''}")
-    say(f"      {one_line(item_text(episode.feedback.item), _SHORT)}")
-
-
-def _cases(guideline: Guideline) -> tuple[str, ...]:
-    return guideline.evidence_for + guideline.evidence_against
+def _what(change: Revision) -> tuple[str, str]:
+    """The verb and the counts of a change, for readers."""
+    counts = dict(change.counts)
+    verb = f"rollback to {counts.pop('to')}" if change.verb == "rollback" else change.verb
+    return verb, ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
 def _episode(episode: Episode) -> dict[str, Any]:
     return {**asdict(episode.feedback), "judged": episode.judged, "stored_at": episode.stored_at}
+
+
+app.command()(show)
+app.command()(diff)
+app.command()(rollback)
+app.command()(explain)

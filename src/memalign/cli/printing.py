@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
+from memalign.rendering import one_line as one_line
+
 if TYPE_CHECKING:
     from memalign.rows import RowProblem
 
@@ -47,12 +49,6 @@ def as_json(value: Any, *, indent: int | None = None) -> str:
 def visible(text: str) -> str:
     """``text`` with control characters written out: judged texts must not be able to steer a terminal."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def one_line(text: str, limit: int = 0) -> str:
-    """``text`` on one line; with a limit, shortened to so many characters."""
-    line = " ".join(text.split())
-    return line if not limit or len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, wide: Sequence[str] = ()) -> None:

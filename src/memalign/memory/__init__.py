@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from memalign.errors import NotFound
-from memalign.memory import episodic, log, revisions, semantic
+from memalign.errors import ConfigurationError, NotFound
+from memalign.memory import difference, episodic, explanation, log, provenance, revisions, rollback, semantic
+from memalign.memory.difference import Difference
+from memalign.memory.explanation import Explanation
 from memalign.memory.guidance import Guidance
 from memalign.memory.identity import judge_names, judge_settings
 from memalign.memory.lookup import Cases, View
+from memalign.memory.provenance import Provenance
 from memalign.memory.revisions import Revision
+from memalign.memory.rollback import Rollback
 from memalign.records import Episode, Guideline, Usage
 
-__all__ = ["Cases", "Memory", "View", "judge_names", "judge_settings"]
+__all__ = ["Cases", "Difference", "Explanation", "Memory", "Provenance", "Rollback", "View", "judge_names", "judge_settings"]
 
 
 class Memory(Guidance):
@@ -42,12 +46,51 @@ class Memory(Guidance):
         with self._reading() as (connection, _):
             return log.spent(connection, self.judge_id)
 
+    def diff(self, before: int, after: int) -> Difference:
+        """What distinguishes two revisions, in words of experts: records, guidelines, the decision. Raises NotFound."""
+        with self._reading() as (connection, newest):
+            for revision in (before, after):
+                self._check(revision, newest)
+            return difference.between(connection, self.judge_id, before, after)
+
+    def rollback(self, revision: int, *, actor: str = "", dry_run: bool = False) -> Rollback:
+        """Make memory as it was in a revision, as a new revision; another rollback undoes it. What was purged does not come back.
+
+        Records that wait for their first ``align`` go on waiting. Raises NotFound.
+        """
+        if self.pinned_revision is not None:
+            raise ConfigurationError(f"this memory is pinned to revision {self.pinned_revision} and read-only; use the judge it was made from")
+        judge_id = self.judge_id
+        with self._store.reading() if dry_run else self._store.writing() as connection:
+            self._check(revision, revisions.current(connection, judge_id))
+            return rollback.to(connection, judge_id, revision, actor=actor, dry_run=dry_run)
+
+    def explain(self, verdict_id: str) -> Explanation:
+        """On which guidelines, cases and revision a logged verdict rests, as they read then. Raises NotFound."""
+        self._journal.flush()
+        with self._reading() as (connection, _):
+            found = explanation.of(connection, self.judge_id, verdict_id)
+        if found is None:
+            raise NotFound(f"judge {self.name!r} logged no verdict {verdict_id!r}; a verdict's id is its field `id` (empty in evaluations)")
+        return found
+
+    def provenance(self, key: str, *, verdicts: int = 100) -> Provenance:
+        """From a guideline to its cases, from a case to its guidelines: all versions, and the newest verdicts that they touched. Raises NotFound."""
+        self._journal.flush()
+        with self._reading() as (connection, _):
+            found = provenance.of(connection, self.judge_id, key, verdicts=verdicts)
+        if found is None:
+            raise NotFound(f"no guideline or case {key!r} in judge {self.name!r}; see memory.guidelines(all_states=True) and memory.episodes()")
+        return found
+
     def at(self, revision: int) -> Memory:
         """The same memory, read-only, as it was in a revision. Raises NotFound."""
         with self._reading() as (_, newest):
-            pass
-        if not 0 <= revision <= newest:
-            raise NotFound(f"judge {self.name!r} has no revision {revision}; its newest is {newest}")
+            self._check(revision, newest)
         pinned = Memory(self._store, self.name, self._settings, self.embedder, exemplars=self._exemplars, revision=revision)
         pinned._journal = self._journal  # one store, one journal: whichever closes the store first, all is written
         return pinned
+
+    def _check(self, revision: int, newest: int) -> None:
+        if not 0 <= revision <= newest:
+            raise NotFound(f"judge {self.name!r} has no revision {revision}; its newest is {newest}")

@@ -49,7 +49,7 @@ def text_hash(item: Item) -> str:
 def record(connection: Connection, judge_id: int, feedback: Feedback, *, judged: Any = None) -> Change:
     """Store a record durably, waiting for its first commit; an unchanged one is left alone."""
     newest = _newest(connection, judge_id, feedback.id)
-    if newest is not None and newest.until is None and _feedback(newest).says_the_same_as(feedback):
+    if newest is not None and newest.until is None and said(newest).says_the_same_as(feedback):
         return "unchanged"
     if newest is not None and newest.since is None:  # never committed: nothing can refer to it
         drafts.discard(connection, judge_id, [newest.row])
@@ -100,6 +100,17 @@ def of_items(connection: Connection, judge_id: int, revision: int, item_ids: Seq
     found = connection.execute(_OF_ITEMS, {"judge": judge_id, "items": list(item_ids)}).all()
     held = [row for row in found if row.since is not None and row.since <= revision and (row.until is None or row.until > revision)]
     return [_stored(row) for row in sorted(held, key=lambda row: row.row)]
+
+
+def of_ids(connection: Connection, judge_id: int, revision: int, ids: Sequence[str]) -> list[Stored]:
+    """The records of some ids that hold in a revision, oldest first."""
+    condition = (_TABLE.c.judge_id == judge_id) & holds_at(_TABLE, revision)
+    found = [
+        row
+        for start in range(0, len(ids), _CHUNK)
+        for row in connection.execute(select(_TABLE).where(condition, _TABLE.c.id.in_(ids[start : start + _CHUNK])))
+    ]
+    return [_stored(row) for row in sorted(found, key=lambda row: row.row)]
 
 
 def live_rows(connection: Connection, judge_id: int, ids: Iterable[str]) -> dict[str, int]:
@@ -187,7 +198,8 @@ def _newest(connection: Connection, judge_id: int, feedback_id: str) -> Row[Any]
     return connection.execute(select(_TABLE).where(condition).order_by(_TABLE.c.version.desc()).limit(1)).first()
 
 
-def _feedback(row: Row[Any]) -> Feedback:
+def said(row: Row[Any]) -> Feedback:
+    """The record that a row holds."""
     return Feedback(
         id=row.id,
         inputs=json.loads(row.inputs),
@@ -206,7 +218,7 @@ def _stored(row: Row[Any]) -> Stored:
         row=row.row,
         version=row.version,
         item_id=row.item_id,
-        feedback=_feedback(row),
+        feedback=said(row),
         judged=None if row.judged is None else json.loads(row.judged),
         stored_at=row.stored_at,
         since=row.since,

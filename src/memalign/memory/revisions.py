@@ -98,3 +98,10 @@ def history(connection: Connection, judge_id: int) -> list[Revision]:
     table = schema.revision
     found = connection.execute(select(table).where(table.c.judge_id == judge_id).order_by(table.c.number))
     return [Revision(number=row.number, at=row.at, actor=row.actor, verb=row.verb, counts=json.loads(row.counts)) for row in found]
+
+
+def purges_since(connection: Connection, judge_id: int, revision: int) -> list[int]:
+    """The purges after a revision, oldest first: what they deleted can neither be shown nor brought back."""
+    table = schema.revision
+    query = select(table.c.number).where(table.c.judge_id == judge_id, table.c.number > revision, table.c.verb == "purge")
+    return list(connection.execute(query.order_by(table.c.number)).scalars())
