@@ -189,7 +189,7 @@ def paired(scale: Scale, expert: Sequence[Any], before: Sequence[Any], after: Se
         was, now = scale.check(old) == right, scale.check(new) == right
         fixed += now and not was
         broken += was and not now
-    return Paired(n=len(expert) - skipped, fixed=fixed, broken=broken, skipped=skipped, p_value=_binomial_p(fixed, broken))
+    return Paired(n=len(expert) - skipped, fixed=fixed, broken=broken, skipped=skipped, p_value=mcnemar_p(fixed, broken))
 
 
 def length_baseline(items: Sequence[HasOutputs], values: Sequence[Any]) -> float | None:
@@ -308,8 +308,8 @@ def _confusion(scale: Scale, expert: npt.NDArray[np.intp], judge: npt.NDArray[np
     return {scale.labels[row]: {scale.labels[column]: int(counts[row, column]) for column in shown} for row in shown}
 
 
-def _binomial_p(fixed: int, broken: int) -> float:
-    """Two-sided probability, under fair coins, of a split at least as uneven; in whole numbers, so exact for any count."""
+def mcnemar_p(fixed: int, broken: int) -> float:
+    """Two-sided exact McNemar test: the probability, under fair coins, of a split at least as uneven. In whole numbers, so exact for any count."""
     flips, ways, term = fixed + broken, 0, 1
     for successes in range(min(fixed, broken) + 1):
         ways += term

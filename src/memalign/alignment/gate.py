@@ -1,0 +1,130 @@
+"""The gate: whether a change of memory may stand, decided from verdicts before and after it. Pure functions, no model and no store.
+
+LLM verdicts flip by themselves, so one verdict that got worse means nothing. An effect counts when it is repeated: every one of ``DRAWS`` verdicts
+under the change is worse (or better) than every one of as many verdicts without it. Repeating both sides matters: among the cases that look right
+today are some that were right by luck, and the change would be blamed for their next honest verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from memalign.records import Feedback
+from memalign.scale import Scale
+
+Effect = Literal["fixed", "broken", "unchanged"]
+T = TypeVar("T")
+
+DRAWS = 3
+"""Verdicts on each side of which all must agree that something changed."""
+LEAST_COMPARED = 0.75
+"""Share of the cases that must have a verdict on both sides; with fewer, nothing can be said."""
+_LEAST_STEP = 0.1
+"""Of an ordinal scale's length: smaller moves are no change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A record that may be replayed."""
+
+    record: Feedback
+    changes: frozenset[int] = frozenset()
+    """Places of the changes that rest on it."""
+    missed: bool | None = None
+    """Whether the judge is known to have been wrong about it."""
+
+
+def distance(scale: Scale, expert: Any, verdict: Any) -> float:
+    """How far a verdict is from the expert's: 0.0 the same, 1.0 the farthest; in between on ordinal scales only."""
+    if not scale.ordinal:
+        return float(scale.label_of(expert) != scale.label_of(verdict))
+    places = [scale.values.index(scale.check(value)) for value in (expert, verdict)]
+    return abs(places[0] - places[1]) / (len(scale.values) - 1)
+
+
+def step(scale: Scale) -> float:
+    """The least difference of distances that counts: another label, or on ordinal scales one label but at least a tenth of the scale."""
+    return max(1.0 / (len(scale.values) - 1), _LEAST_STEP) if scale.ordinal else 1.0
+
+
+def effect(before: Sequence[float], after: Sequence[float], least: float) -> Effect:
+    """What a change did to a case, from the distances of its verdicts without and with it: only what all of them agree on is an effect."""
+    slack = least - 1e-9
+    if min(before) - max(after) >= slack:
+        return "fixed"
+    if min(after) - max(before) >= slack:
+        return "broken"
+    return "unchanged"
+
+
+def enough(compared: int, of: int) -> bool:
+    """Whether so many cases have a verdict on both sides that something can be said."""
+    return compared >= LEAST_COMPARED * of
+
+
+def refusal(*, errors: int, fixed: int, broken: int) -> str | None:
+    """Why changes may not stand, or None when they may: a repeated break, or errors to fix of which they fix none.
+
+    ``errors``: cases wrong without them; ``fixed``, ``broken``: repeated effects. With nothing to fix, doing no harm is enough.
+    """
+    if broken:
+        return f"breaks {broken} record(s) that the judge gets right without it"
+    if errors and not fixed:
+        return f"fixes none of {errors} error(s)"
+    return None
+
+
+def culprits(changes: Sequence[T]) -> Generator[list[T], bool, tuple[list[T], list[T]]]:
+    """Find the changes that break something, with few tests: yields a set to try, is sent whether it breaks, returns (accepted, rejected).
+
+    The caller knows already that all of them together break. By halving, the shortest run of changes that breaks is found, its last one is
+    rejected, and the search goes on with the rest on top of those before it: about log2(n) tests a culprit. A change that breaks only together
+    with an earlier one is the culprit.
+    """
+    accepted, rejected, rest = list[T](), list[T](), list(changes)
+    breaks = True
+    while breaks:
+        low, high = 0, len(rest)  # accepted + rest[:low] is fine, accepted + rest[:high] breaks
+        while high - low > 1:
+            middle = (low + high) // 2
+            if (yield [*accepted, *rest[:middle]]):
+                high = middle
+            else:
+                low = middle
+        accepted += rest[:low]
+        rejected.append(rest[low])
+        rest = rest[high:]
+        breaks = bool(rest) and (yield [*accepted, *rest])
+    return accepted + rest, rejected
+
+
+def sample(cases: Sequence[Case], size: int | None) -> list[Case]:
+    """At most ``size`` cases (None: all): half of them such that changes rest on them, each change in its turn, then the others.
+
+    Cases that the judge is known to have missed come first among a change's own, since they are what it should fix; the others are to stay right,
+    so there those come last; labels take turns, newer before older. One case an item, none that experts disagree about. Deterministic.
+    """
+    values: dict[str, set[str]] = {}
+    newest: dict[str, Case] = {}
+    for case in cases:
+        values.setdefault(case.record.item.id, set()).add(str(case.record.value))
+        newest[case.record.item.id] = case
+    agreed = [case for item, case in newest.items() if len(values[item]) == 1][::-1]
+    own = sorted((case for case in agreed if case.changes), key=lambda case: case.missed is not True)
+    others = sorted((case for case in agreed if not case.changes), key=lambda case: case.missed is True)
+    if size is None:
+        return own + others
+    targets = _in_turn([[case for case in own if change in case.changes] for change in sorted(frozenset[int]().union(*(c.changes for c in own)))])
+    labels = sorted({str(case.record.value) for case in others})
+    rest = _in_turn([[case for case in others if str(case.record.value) == label] for label in labels])
+    kept = max(size - size // 2, size - len(rest))
+    return targets[:kept] + rest[: size - min(kept, len(targets))]
+
+
+def _in_turn(queues: Sequence[Sequence[Case]]) -> list[Case]:
+    """The first of each queue, then the second of each ...; every case once."""
+    longest = max(map(len, queues), default=0)
+    turns = [queue[place] for place in range(longest) for queue in queues if place < len(queue)]
+    return list({id(case): case for case in turns}.values())

@@ -1,0 +1,139 @@
+"""The gate: which effects count, which changes are to blame, what is replayed. Values in, values out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import record
+from memalign import Scale
+from memalign.agreement import mcnemar_p
+from memalign.alignment.gate import Case, culprits, distance, effect, enough, refusal, sample, step
+
+YES_NO, STARS, PERCENT = Scale.boolean(), Scale.score(1, 5), Scale.score(0, 100)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "what"),
+    [
+        ([1, 1, 1], [0, 0, 0], "fixed"),
+        ([0, 0, 0], [1, 1, 1], "broken"),
+        ([0, 0, 0], [1, 0, 1], "unchanged"),  # the verdict with the change flips
+        ([0, 1, 0], [1, 1, 1], "unchanged"),  # the verdict without it was right by luck
+        ([1], [0], "fixed"),
+        ([0, 0], [0, 0], "unchanged"),
+    ],
+)
+def test_an_effect_is_what_all_verdicts_agree_on(before: list[float], after: list[float], what: str) -> None:
+    assert effect(before, after, step(YES_NO)) == what
+
+
+def test_on_an_ordinal_scale_near_is_better_than_far() -> None:
+    assert [distance(STARS, 4, verdict) for verdict in (4, 5, 1)] == [0.0, 0.25, 0.75]
+    assert [distance(Scale.categories("good", "bad", "ugly"), "good", verdict) for verdict in ("good", "ugly")] == [0.0, 1.0]
+    assert effect([distance(STARS, 5, 2)], [distance(STARS, 5, 4)], step(STARS)) == "fixed"
+    assert effect([distance(STARS, 5, 4)], [distance(STARS, 5, 3)], step(STARS)) == "broken"
+    assert effect([distance(PERCENT, 80, 79)], [distance(PERCENT, 80, 72)], step(PERCENT)) == "unchanged", "less than a tenth of the scale"
+    assert effect([distance(PERCENT, 80, 79)], [distance(PERCENT, 80, 60)], step(PERCENT)) == "broken"
+
+
+def test_changes_may_stand_that_fix_and_break_nothing() -> None:
+    assert refusal(errors=3, fixed=1, broken=0) is None
+    assert refusal(errors=0, fixed=0, broken=0) is None
+    assert refusal(errors=3, fixed=3, broken=1) == "breaks 1 record(s) that the judge gets right without it"
+    assert refusal(errors=3, fixed=0, broken=0) == "fixes none of 3 error(s)"
+
+
+def test_a_quarter_may_fail() -> None:
+    assert (enough(18, 24), enough(17, 24), enough(0, 0)) == (True, False, True)
+
+
+@pytest.mark.parametrize(("fixed", "broken", "p"), [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (10, 1, 0.01171875), (3, 3, 1.0)])
+def test_exact_mcnemar(fixed: int, broken: int, p: float) -> None:
+    assert mcnemar_p(fixed, broken) == p == mcnemar_p(broken, fixed)
+
+
+def found(changes: list[int], breaks: Callable[[list[int]], bool]) -> tuple[list[int], list[int], int]:
+    search, tests = culprits(changes), 0
+    try:
+        some = next(search)
+        while True:
+            tests += 1
+            some = search.send(breaks(some))
+    except StopIteration as end:
+        return *end.value, tests
+
+
+@given(st.integers(1, 40), st.data())
+def test_the_culprits_are_found_and_nothing_else(count: int, data: st.DataObject) -> None:
+    guilty = data.draw(st.sets(st.integers(0, count - 1), min_size=1, max_size=4))
+    accepted, rejected, tests = found(list(range(count)), lambda some: bool(guilty & set(some)))
+    assert rejected == sorted(guilty)
+    assert accepted == [change for change in range(count) if change not in guilty]
+    assert tests <= len(guilty) * (count.bit_length() + 1)
+
+
+@given(st.integers(2, 30), st.data())
+def test_two_that_break_only_together_lose_the_later_one(count: int, data: st.DataObject) -> None:
+    one, other = sorted(data.draw(st.sets(st.integers(0, count - 1), min_size=2, max_size=2)))
+    accepted, rejected, _ = found(list(range(count)), lambda some: {one, other} <= set(some))
+    assert rejected == [other]
+    assert len(accepted) == count - 1
+
+
+@given(st.integers(1, 12), st.data())
+def test_what_is_accepted_does_not_break_whatever_breaks(count: int, data: st.DataObject) -> None:
+    """For any monotone notion of breaking, also of combinations."""
+    pairs = list(combinations(range(count), 2)) or [(0, 0)]
+    bad = data.draw(st.sets(st.sampled_from(pairs), min_size=1, max_size=5))
+    accepted, rejected, _ = found(list(range(count)), lambda some: any({*pair} <= set(some) for pair in bad))
+    assert not any({*pair} <= set(accepted) for pair in bad)
+    assert sorted(accepted + rejected) == list(range(count))
+
+
+def test_one_of_sixteen_takes_four_or_five_tests() -> None:
+    assert found(list(range(16)), lambda some: 11 in some)[2] <= 5
+
+
+def case(number: int, *changes: int, value: bool = False, missed: bool | None = None, annotator: str = "ann") -> Case:
+    return Case(record=record(number, value=value, annotator=annotator), changes=frozenset(changes), missed=missed)
+
+
+def numbers(cases: list[Case]) -> list[int]:
+    return [int(str(case.record.outputs).split()[1]) for case in cases]
+
+
+def test_half_of_a_sample_is_what_the_changes_rest_on_and_each_change_gets_its_turn() -> None:
+    pool = [case(number, 0) for number in range(10)] + [case(10, 1), case(11, 2)] + [case(number) for number in range(20, 40)]
+    assert numbers(sample(pool, 8)) == [9, 10, 11, 8, 39, 38, 37, 36]
+
+
+def test_known_errors_come_first_among_targets_and_last_among_the_protected() -> None:
+    pool = [case(1, 0, missed=True), case(2, 0, missed=False), case(3, 0), case(4, missed=True), case(5, missed=False), case(6)]
+    assert numbers(sample(pool, 4)) == [1, 3, 6, 5]
+
+
+def test_labels_take_turns_among_the_protected() -> None:
+    pool = [case(number, value=True) for number in range(9)] + [case(20)]
+    assert numbers(sample(pool, 4)) == [20, 8, 7, 6]
+
+
+def test_room_that_one_half_leaves_is_filled_by_the_other() -> None:
+    pool = [case(number, 0) for number in range(10)] + [case(20)]
+    assert numbers(sample(pool, 6)) == [9, 8, 7, 6, 5, 20]
+    pool = [case(0, 0)] + [case(number) for number in range(20, 30)]
+    assert len(sample(pool, 6)) == 6
+    assert len(sample([case(number) for number in range(9)], 6)) == 6
+
+
+def test_items_that_experts_disagree_about_have_no_right_verdict() -> None:
+    pool = [case(1, 0), case(1, value=True, annotator="ben"), case(2), case(2, annotator="ben"), case(3)]
+    assert numbers(sample(pool, None)) == [3, 2]
+
+
+def test_full_is_all() -> None:
+    assert numbers(sample([case(1), case(2, 0), case(3, 1, missed=True)], None)) == [3, 2, 1]
