@@ -203,9 +203,9 @@ def test_progress_counts_records(make_judge: MakeJudge) -> None:
     assert sorted(seen) == [("distil", 8, 10), ("distil", 10, 10)] or sorted(seen) == [("distil", 2, 10), ("distil", 10, 10)]
 
 
-def test_verify_knows_off_only(make_judge: MakeJudge) -> None:
-    with pytest.raises(ConfigurationError, match="verify='full' is not known"):
-        make_judge().align([record(1)], verify="full")
+def test_an_unknown_way_to_verify_is_an_error(make_judge: MakeJudge) -> None:
+    with pytest.raises(ConfigurationError, match="verify='maximal' is not known; known: 'off', 'fast', 'full'"):
+        make_judge().align([record(1)], verify="maximal")
 
 
 # Overwriting and retracting

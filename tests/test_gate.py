@@ -45,7 +45,8 @@ def test_changes_may_stand_that_fix_and_break_nothing() -> None:
     assert refusal(errors=3, fixed=1, broken=0) is None
     assert refusal(errors=0, fixed=0, broken=0) is None
     assert refusal(errors=3, fixed=3, broken=1) == "breaks 1 record(s) that the judge gets right without it"
-    assert refusal(errors=3, fixed=0, broken=0) == "fixes none of 3 error(s)"
+    assert refusal(errors=5, fixed=0, broken=0) == "fixes none of 5 error(s)"
+    assert refusal(errors=4, fixed=0, broken=0) is None, "too few to say"
 
 
 def test_a_quarter_may_fail() -> None:

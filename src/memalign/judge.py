@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from memalign import edge
 from memalign.description import Description, model_name
@@ -14,7 +14,7 @@ from memalign.records import Failure, Feedback, Item, Verdict
 
 if TYPE_CHECKING:
     from memalign.agreement import Agreement
-    from memalign.alignment import AlignReport
+    from memalign.alignment import AlignReport, Mode, Trying
     from memalign.calibration import Calibration
     from memalign.judging import Part, Recall
 
@@ -74,33 +74,49 @@ class Judge(Description):
     # Learning
 
     def align(
-        self, feedback: Iterable[Feedback] = (), *, verify: Literal["off"] = "off", actor: str = "", progress: Progress = _silent
+        self,
+        feedback: Iterable[Feedback] = (),
+        *,
+        verify: Mode | None = None,
+        override: bool = False,
+        actor: str = "",
+        progress: Progress = _silent,
     ) -> AlignReport:
         """Learn from feedback, and from what an earlier align could not finish.
 
         Records are stored before any model is asked, so no error loses one. Unchanged records cost nothing, changed ones replace their earlier
-        version in both memories. Raises BadRecord for a value off the scale, before anything is stored, and what the embedder raises.
+        version in both memories. ``verify``: whether the guidelines must prove themselves on records that are judged again: "off", "fast"
+        (24 of them) or "full" (all); by default off. What breaks a right verdict, or fixes none, is
+        kept as a candidate that the judge does not read; with ``override`` it stands nevertheless, and the report says what it does.
+        Raises BadRecord for a value off the scale, before anything is stored, and what the embedder raises.
         """
-        return edge.run(self.aalign(feedback, verify=verify, actor=actor, progress=progress))
+        return edge.run(self.aalign(feedback, verify=verify, override=override, actor=actor, progress=progress))
 
     async def aalign(
-        self, feedback: Iterable[Feedback] = (), *, verify: Literal["off"] = "off", actor: str = "", progress: Progress = _silent
+        self,
+        feedback: Iterable[Feedback] = (),
+        *,
+        verify: Mode | None = None,
+        override: bool = False,
+        actor: str = "",
+        progress: Progress = _silent,
     ) -> AlignReport:
         """Learn from feedback; see ``align``."""
         from memalign.alignment import HOSTED, IN_PROCESS, Limits, align
 
-        if verify != "off":
-            raise ConfigurationError(f"verify={verify!r} is not known; this release knows verify='off'")
+        trying = self._trying(verify, override=override)
         self._writable()
         pace = IN_PROCESS if model_name(self.reflection_model).startswith("local/") else HOSTED
         checked = self._checked(feedback)
-        return await align(self.session, self.task, checked, actor=actor, pace=pace, limits=Limits(), progress=progress)
+        return await align(self.session, self.task, checked, trying=trying, actor=actor, pace=pace, limits=Limits(), progress=progress)
 
-    def overwrite(self, feedback: Feedback, *, actor: str = "", progress: Progress = _silent) -> AlignReport:
+    def overwrite(
+        self, feedback: Feedback, *, verify: Mode | None = None, override: bool = False, actor: str = "", progress: Progress = _silent
+    ) -> AlignReport:
         """Replace an expert's earlier record of the same id; guidelines that rested on it are distilled again without it. Raises NotFound."""
         if all(episode.feedback.id != feedback.id for episode in self.memory.episodes()):
             raise NotFound(f"no feedback {feedback.id!r} to overwrite in judge {self.name!r}; use align for a new record")
-        return self.align([feedback], actor=actor, progress=progress)
+        return self.align([feedback], verify=verify, override=override, actor=actor, progress=progress)
 
     def unalign(self, ids: Iterable[str], *, actor: str = "") -> AlignReport:
         """Retract records by id: out of retrieval and evidence; guidelines left without evidence retire. Raises NotFound."""
@@ -150,6 +166,18 @@ class Judge(Description):
         from memalign.judging import Recall
 
         return Recall(k=self.k, floor=self.floor, own=own, part=part)
+
+    def _trying(self, verify: Mode | None, *, override: bool) -> Trying:
+        """How alignment tries changes; a model in process is slow, and at temperature 0 it always answers the same."""
+        from memalign.alignment import DRAWS, Trying
+        from memalign.replaying import Replayer
+
+        in_process = model_name(self.model).startswith("local/")
+        mode = verify or "off"
+        if mode not in ("off", "fast", "full"):
+            raise ConfigurationError(f"verify={verify!r} is not known; known: 'off', 'fast', 'full'")
+        replayer = Replayer(self.session, self.task, self._recall(), temperature=self.temperature)
+        return Trying(replay=replayer, mode=mode, draws=1 if in_process and self.temperature == 0 else DRAWS, override=override)
 
     def _stream(self, items: Iterable[Item | Feedback], recall: Recall) -> AsyncIterator[tuple[int, Verdict | Failure]]:
         from memalign.engines import in_flight

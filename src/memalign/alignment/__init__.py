@@ -3,6 +3,24 @@
 from memalign.alignment.align import align, unalign
 from memalign.alignment.budget import Limits
 from memalign.alignment.distil import HOSTED, IN_PROCESS
+from memalign.alignment.gate import DRAWS
+from memalign.alignment.proof import Refused, Replayed, Verification
 from memalign.alignment.report import AlignReport, FailedBatch
+from memalign.alignment.verify import Mode, Replay, Trying
 
-__all__ = ["HOSTED", "IN_PROCESS", "AlignReport", "FailedBatch", "Limits", "align", "unalign"]
+__all__ = [
+    "DRAWS",
+    "HOSTED",
+    "IN_PROCESS",
+    "AlignReport",
+    "FailedBatch",
+    "Limits",
+    "Mode",
+    "Refused",
+    "Replay",
+    "Replayed",
+    "Trying",
+    "Verification",
+    "align",
+    "unalign",
+]

@@ -1,4 +1,4 @@
-"""The verbs that change memory: record, screen, distil, relate, commit; and retract."""
+"""The verbs that change memory: record, screen, distil, relate, verify, commit; and retract."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from memalign.alignment.budget import Limits
 from memalign.alignment.commit import commit
 from memalign.alignment.distil import Pace, distil
 from memalign.alignment.plan import HELD, Plan
+from memalign.alignment.proving import named, prove
 from memalign.alignment.report import AlignReport
+from memalign.alignment.verify import Trying
 from memalign.errors import MemalignError, NotFound
 from memalign.memory import Memory, drafts, episodic, questions, revisions, semantic
 from memalign.memory.episodic import Stored
@@ -27,7 +29,7 @@ _RECORDS_AT_ONCE = 500
 
 
 async def align(
-    session: Session, task: Task, feedback: Iterable[Feedback], *, actor: str, pace: Pace, limits: Limits, progress: Progress
+    session: Session, task: Task, feedback: Iterable[Feedback], *, trying: Trying, actor: str, pace: Pace, limits: Limits, progress: Progress
 ) -> AlignReport:
     """Learn from feedback, and from what an earlier alignment could not finish.
 
@@ -50,12 +52,13 @@ async def align(
     try:
         distilled = await distil(session, meter, task, learnable, plan.guidelines, pace=pace, progress=count)
         plan.embedded = await embedding
+        proof = await prove(trying, session.memory, meter, task, plan, distilled, limits, progress=progress)
     except MemalignError:
         session.memory.log(meter.calls)  # what was paid for stands in the ledger, whatever came of it
         raise
     finally:
         embedding.cancel()
-    return await asyncio.to_thread(commit, session.memory, plan, distilled, seen, meter, limits, actor=actor)
+    return named(await asyncio.to_thread(commit, session.memory, plan, distilled, seen, meter, limits, actor=actor), proof)
 
 
 async def unalign(session: Session, ids: Sequence[str], *, actor: str) -> AlignReport:

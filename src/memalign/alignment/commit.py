@@ -12,7 +12,7 @@ from memalign.alignment.budget import Limits, over_budget
 from memalign.alignment.distil import Distillation
 from memalign.alignment.plan import HELD, Plan, Proposal, after, revised_by, same_text
 from memalign.alignment.report import AlignReport
-from memalign.memory import Memory, drafts, episodic, questions, revisions, semantic, vectors
+from memalign.memory import Memory, drafts, episodic, questions, replays, revisions, semantic, trials, vectors
 from memalign.memory.log import log_calls
 from memalign.records import Guideline
 from memalign.session import Meter
@@ -64,6 +64,7 @@ def commit(memory: Memory, plan: Plan, distilled: Distillation, seen: Counter[st
             episodic.mark_distilled(connection, sorted(learned), revision)
             drafts.discard(connection, judge_id, learned)
             counts = {"admitted": len(admitted), "replaced": len(replaced), **outcome.counts()}
+            replays.trim(connection, judge_id)
             revisions.commit(connection, judge_id, revision, verb="align", actor=actor, counts=counts)
         log_calls(connection, judge_id, meter.calls)
         return _report(connection, judge_id, revision, outcome, distilled, seen, meter)
@@ -94,6 +95,8 @@ def _apply(connection: Connection, judge_id: int, revision: int, proposals: Sequ
             semantic.change(connection, judge_id, revision, key, signs=cited, taint=proposal.taint & present, **changes)
             (outcome.refined if new.text != old.text else outcome.joined).append(key)
         _note(outcome, key, old, new)
+        if proposal.tried is not None:
+            trials.note(connection, judge_id, revision, key, proposal.tried)
         stored[proposal] = key
         held[key] = replace(new, id=key)
         for other, revised in proposal.others.items():

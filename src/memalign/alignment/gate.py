@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 DRAWS = 3
 """Verdicts on each side of which all must agree that something changed."""
+LEAST_ERRORS = 5
+"""Errors of which a change must fix one: that a change fixes none of fewer says next to nothing about it."""
 LEAST_COMPARED = 0.75
 """Share of the cases that must have a verdict on both sides; with fewer, nothing can be said."""
 _LEAST_STEP = 0.1
@@ -67,11 +69,11 @@ def enough(compared: int, of: int) -> bool:
 def refusal(*, errors: int, fixed: int, broken: int) -> str | None:
     """Why changes may not stand, or None when they may: a repeated break, or errors to fix of which they fix none.
 
-    ``errors``: cases wrong without them; ``fixed``, ``broken``: repeated effects. With nothing to fix, doing no harm is enough.
+    ``errors``: cases wrong without them; ``fixed``, ``broken``: repeated effects. With little or nothing to fix, doing no harm is enough.
     """
     if broken:
         return f"breaks {broken} record(s) that the judge gets right without it"
-    if errors and not fixed:
+    if errors >= LEAST_ERRORS and not fixed:
         return f"fixes none of {errors} error(s)"
     return None
 

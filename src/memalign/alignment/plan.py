@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from memalign.alignment.budget import Limits, over_budget
 from memalign.memory.episodic import Stored
 from memalign.memory.semantic import normalised
+from memalign.memory.trials import Tried
 from memalign.records import Guideline, GuidelineState
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Proposal:
     """What it does to other guidelines, by id."""
     rival: Proposal | str | None = None
     """The proposal or the guideline that contradicts it, where only the experts can decide."""
+    tried: Tried | None = None
+    """What replays found out about it."""
 
 
 @dataclass(slots=True)
@@ -82,7 +85,7 @@ def outlook(plan: Plan, proposals: Sequence[Proposal], limits: Limits) -> list[G
     ids = {row: stored.feedback.id for row, stored in plan.records.items()}
     held = {guideline.id: guideline for guideline in plan.guidelines}
     for place, proposal in enumerate(proposals, start=1):
-        key = proposal.guideline_id or f"{NEW}{place}"
+        key = proposal.guideline_id or same_text(proposal.text, list(held.values())) or f"{NEW}{place}"
         if key not in held and proposal.guideline_id is not None:
             continue
         held[key] = after(held.get(key), proposal, ids, key, rivals=proposals)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from memalign.agreement import short
+
 Outcome = Literal["off", "nothing", "accepted", "partly", "refused", "overridden", "undone"]
 """``nothing``: no change that the judge would read; ``undone``: too many replays failed, so nothing was decided."""
 
@@ -34,6 +36,8 @@ class Refused:
     broken: tuple[Replayed, ...] = ()
     unchanged: int = 0
     p_value: float = 1.0
+    guideline_id: str | None = None
+    """Under which it is kept as a candidate, if it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,3 +67,18 @@ class Verification:
     """Verdicts that were needed; those known from before cost nothing."""
     note: str = ""
     """Why the outcome is what it is, where that is not plain."""
+
+    def lines(self) -> list[str]:
+        """A short account in plain text."""
+        if self.outcome in ("off", "nothing"):
+            return []
+        if self.outcome == "undone":
+            return [f"  ! verification could not be done: {self.note} - nothing is lost; run align again, or align without verification"]
+        moved = f"fixed {len(self.fixed)} of {self.errors} error(s), broke {len(self.broken)} of {self.protected} right verdict(s)"
+        rest = f"{self.unchanged} unchanged, {len(self.unsteady)} unsteady" + (f", {self.failures} failed" if self.failures else "")
+        note = f" ({self.note})" if self.note else ""
+        lines = [f"verified ({self.mode}), {self.outcome}: {moved}, {rest}, p {short(self.p_value, digits=3)}{note}"]
+        for one in self.refused:
+            kept = f"kept as candidate {one.guideline_id}" if one.guideline_id else "not carried out"
+            lines.append(f"  x {kept}: {one.reason}, p {short(one.p_value, digits=3)}: {one.text}")
+        return lines

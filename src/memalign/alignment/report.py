@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from memalign.alignment.operations import Rejected
+from memalign.alignment.proof import Verification
 from memalign.records import Guideline, Usage
 
 
@@ -51,6 +52,8 @@ class AlignReport:
     failed_batches: tuple[FailedBatch, ...] = ()
     unconsumed: int = 0
     """Records that still wait for distillation."""
+    verification: Verification = Verification()
+    """What replays found; refused guidelines are kept as candidates, and stand among ``added``."""
     usage: Usage = Usage()
     cost_usd: float | None = 0.0
     seconds: float = 0.0
@@ -72,6 +75,7 @@ class AlignReport:
         for sign, guidelines in self._marked():
             lines += [f"  {sign} {guideline.id}  {guideline.text}" for guideline in guidelines]
         lines += [f"  ? rejected ({rejected.reason}): {rejected.text}" for rejected in self.rejected]
+        lines += self.verification.lines()
         if self.contested:
             lines.append(f"experts disagree on {len(self.contested)} item(s)")
         for batch in self.failed_batches:

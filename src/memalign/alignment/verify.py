@@ -20,6 +20,7 @@ from memalign.scale import Scale
 from memalign.session import Meter
 
 T = TypeVar("T")
+Mode = Literal["off", "fast", "full"]
 Outlook = Callable[[Sequence[T]], Sequence[Guideline]]
 
 FAST = 24
@@ -44,7 +45,7 @@ class Trying:
     """How changes are tried."""
 
     replay: Replay
-    mode: Literal["off", "fast", "full"]
+    mode: Mode
     draws: int = DRAWS
     """Verdicts on each side that must agree; 1 for a model that always answers the same."""
     override: bool = False
@@ -104,7 +105,7 @@ async def verify(
     if trying.override:
         return Trial(list(changes), [], found.told(trying.mode, "overridden" if why else "accepted", why or "", bench.replays))
     outcome: Outcome = "accepted" if not refused else "partly" if standing else "refused"
-    note = "nothing to fix: the judge was right about all of these records" if standing and not found.errors else ""
+    note = "hardly anything to fix, so doing no harm was enough" if standing and not found.of("fixed") else ""
     return Trial([*silent, *standing], refused, found.told(trying.mode, outcome, note, bench.replays, told))
 
 
@@ -248,7 +249,7 @@ class _Comparison:
             p_value=self.p_value,
         )
 
-    def told(self, mode: Literal["off", "fast", "full"], outcome: Outcome, note: str, replays: int, refused: Sequence[Refused] = ()) -> Verification:
+    def told(self, mode: Mode, outcome: Outcome, note: str, replays: int, refused: Sequence[Refused] = ()) -> Verification:
         """For the report."""
         unsteady = [found.replayed for _, found in sorted(self.outcomes.items()) if found.effect != found.once]
         return Verification(

@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from memalign.errors import BadRecord, ConfigurationError
-from memalign.memory import episodic, questions, revisions, semantic
+from memalign.memory import episodic, questions, revisions, semantic, trials
 from memalign.memory.lookup import Lookup
+from memalign.memory.trials import Tried
 from memalign.records import Guideline, Question
 from memalign.rendering import guideline_text
 
@@ -54,6 +55,15 @@ class Guidance(Lookup):
     def retire(self, guideline_id: str, *, actor: str = "") -> Guideline:
         """Take a guideline out of judging, pinned or not; ``pin`` brings it back. Raises NotFound."""
         return self._change("retire", guideline_id, actor, state="retired", pinned=False)
+
+    def accept(self, guideline_id: str, *, actor: str = "") -> Guideline:
+        """Let the judge read a guideline that stands by, whatever replays found (see ``trials``); alignment may still change it. Raises NotFound."""
+        return self._change("accept", guideline_id, actor, state="active")
+
+    def trials(self, guideline_id: str) -> list[Tried]:
+        """What replays found out about a guideline, oldest first; empty when it was never verified."""
+        with self._reading() as (connection, revision):
+            return trials.of(connection, self.judge_id, guideline_id, revision)
 
     def questions(self) -> list[Question]:
         """What alignment could not decide, oldest first, with the cases of both sides."""

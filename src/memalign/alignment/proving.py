@@ -1,0 +1,99 @@
+"""From proposals to proven proposals: what an alignment found is verified before it is committed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+from memalign.alignment.budget import Limits
+from memalign.alignment.distil import Distillation
+from memalign.alignment.gate import Case
+from memalign.alignment.plan import Plan, Proposal, outlook
+from memalign.alignment.proof import Refused, Verification
+from memalign.alignment.report import AlignReport
+from memalign.alignment.verify import Trial, Trying, verify
+from memalign.memory import Memory
+from memalign.memory.trials import Tried
+from memalign.session import Meter
+from memalign.working import Task
+
+
+async def prove(
+    trying: Trying,
+    memory: Memory,
+    meter: Meter,
+    task: Task,
+    plan: Plan,
+    distilled: Distillation,
+    limits: Limits,
+    *,
+    progress: Callable[[str, int, int], None],
+) -> Verification:
+    """Verify the proposals and take the sting out of those that are refused: new guidelines become candidates, old ones stay as they are.
+
+    When nothing could be decided, the records stay unconsumed, so that the next alignment takes them up.
+    """
+    texts = {guideline.id: guideline.text for guideline in plan.guidelines}
+    trial: Trial[Proposal] = await verify(
+        trying,
+        meter,
+        task.scale,
+        distilled.proposals,
+        await asyncio.to_thread(_cases, memory, plan, distilled.proposals) if trying.mode != "off" else [],
+        outlook=lambda some: outlook(plan, some, limits),
+        describe=lambda proposal: proposal.text or texts.get(proposal.guideline_id or "", ""),
+        progress=progress,
+    )
+    proof = trial.verification
+    if proof.outcome == "undone":
+        distilled.proposals, distilled.consumed = [], set()
+        return proof
+    for proposal, refused in zip(trial.refused, proof.refused, strict=True):
+        proposal.tried = _tried("refused", refused, refused.reason)
+        _withhold(proposal, plan)
+    if proof.outcome not in ("off", "nothing"):
+        for proposal in trial.accepted:
+            proposal.tried = _tried("overridden" if proof.outcome == "overridden" else "accepted", proof, proof.note)
+    return proof
+
+
+def named(report: AlignReport, proof: Verification) -> AlignReport:
+    """The report with what was found, refused guidelines by the ids under which they are kept."""
+    ids = {guideline.text: guideline.id for guideline in [*report.added, *report.joined, *report.refined]}
+    refused = tuple(replace(one, guideline_id=ids.get(one.text)) for one in proof.refused)
+    return replace(report, verification=replace(proof, refused=refused))
+
+
+def _cases(memory: Memory, plan: Plan, proposals: list[Proposal]) -> list[Case]:
+    """Every record that will hold after the alignment, with the proposals that rest on it."""
+    rests: dict[int, set[int]] = {}
+    for place, proposal in enumerate(proposals):
+        for row in proposal.evidence | proposal.against:
+            rests.setdefault(row, set()).add(place)
+    held = {stored.feedback.id: stored for stored in [*memory.stored(), *plan.waiting]}  # what waits replaces what it changes
+    return [
+        Case(
+            record=stored.feedback,
+            changes=frozenset(rests.get(stored.row, ())),
+            missed=None if stored.judged is None else stored.judged != stored.feedback.value,
+        )
+        for stored in held.values()
+    ]
+
+
+def _tried(outcome: Literal["accepted", "refused", "overridden"], found: Verification | Refused, reason: str) -> Tried:
+    fixed, broken = len(found.fixed), len(found.broken)
+    return Tried(outcome=outcome, fixed=fixed, broken=broken, unchanged=found.unchanged, p_value=found.p_value, reason=reason)
+
+
+def _withhold(proposal: Proposal, plan: Plan) -> None:
+    """Let a proposal do nothing that the judge would read: its evidence is kept, for the day when there is more of it."""
+    states = {guideline.id: guideline.state for guideline in plan.guidelines}
+    if proposal.guideline_id is None:
+        proposal.state = "candidate"
+    else:
+        proposal.text, proposal.scope = "", ""
+        proposal.state = "candidate" if states.get(proposal.guideline_id) == "candidate" else None
+    proposal.others, proposal.rival, proposal.against = {}, None, set()
