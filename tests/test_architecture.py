@@ -22,7 +22,7 @@ LAYERS = (
     "errors",
     "records",
     "scale probabilities settings rendering prompts",
-    "agreement rows files models embedders stores",
+    "agreement panel rows files models embedders stores",
     "memory",
     "session prices working verdicts",
     "alignment judging replaying calibration engines edge",

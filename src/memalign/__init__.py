@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memalign.agreement import Agreement, Interval
-    from memalign.alignment import AlignReport
+    from memalign.alignment import Advice, AlignReport
     from memalign.calibration import Calibration
     from memalign.errors import (
         BadRecord,
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
         UnreadableReply,
     )
     from memalign.judge import Judge
+    from memalign.panel import Panel
     from memalign.records import Episode, Failure, Feedback, Guideline, Item, Usage, Verdict
     from memalign.scale import Scale
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advice",
     "Agreement",
     "AlignReport",
     "BadRecord",
@@ -54,6 +56,7 @@ __all__ = [
     "ModelRefused",
     "ModelUnavailable",
     "NotFound",
+    "Panel",
     "PermanentError",
     "RetryableError",
     "Scale",
@@ -65,11 +68,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Advice": "alignment",
     "Agreement": "agreement",
     "AlignReport": "alignment",
     "Calibration": "calibration",
     "Interval": "agreement",
     "Judge": "judge",
+    "Panel": "panel",
     "Scale": "scale",
 } | dict.fromkeys(("Episode", "Failure", "Feedback", "Guideline", "Item", "Usage", "Verdict"), "records")
 

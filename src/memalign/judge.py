@@ -14,9 +14,10 @@ from memalign.records import Failure, Feedback, Item, Verdict
 
 if TYPE_CHECKING:
     from memalign.agreement import Agreement
-    from memalign.alignment import AlignReport, Mode, Trying
+    from memalign.alignment import Advice, AlignReport, Mode, Trying
     from memalign.calibration import Calibration
     from memalign.judging import Part, Recall
+    from memalign.panel import Panel
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, how many are done, and of how many."""
@@ -135,7 +136,27 @@ class Judge(Description):
         self._writable()
         return edge.run(calibrate(self.session, self.task, self._recall(own=False), sample=sample, actor=actor, progress=progress))
 
+    def coach(self, feedback: Feedback) -> Advice:
+        """Ask, before a correction is stored, whether its reason is usable: too vague, a repetition of the verdict, or against a guideline or case.
+
+        At most one call of the reflection model. Raises BadRecord, and what the model raises.
+        """
+        return edge.run(self.acoach(feedback))
+
+    async def acoach(self, feedback: Feedback) -> Advice:
+        """Ask whether a correction's reason is usable; see ``coach``."""
+        from memalign.alignment import coach
+
+        return await coach(self.session, self.task, self._checked([feedback])[0])
+
     # Measuring
+
+    def panel(self, feedback: Iterable[Feedback] = ()) -> Panel:
+        """How far the experts agree among themselves, on what memory holds and on feedback that is not stored yet."""
+        from memalign.panel import panel
+
+        new = self._checked(feedback)
+        return panel(self.scale, [*self.memory.shared([record.item.id for record in new]), *new])
 
     def evaluate(self, feedback: Iterable[Feedback], *, memory: Part = "both", own: bool = False, progress: Progress = _silent) -> Agreement:
         """How far the judge agrees with experts; an item's own episode is hidden from it, unless ``own``; ``memory`` as in ``batch``.

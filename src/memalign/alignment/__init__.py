@@ -2,6 +2,7 @@
 
 from memalign.alignment.align import align, unalign
 from memalign.alignment.budget import Limits
+from memalign.alignment.coach import Advice, coach
 from memalign.alignment.distil import HOSTED, IN_PROCESS
 from memalign.alignment.gate import DRAWS
 from memalign.alignment.proof import Refused, Replayed, Verification
@@ -12,6 +13,7 @@ __all__ = [
     "DRAWS",
     "HOSTED",
     "IN_PROCESS",
+    "Advice",
     "AlignReport",
     "FailedBatch",
     "Limits",
@@ -22,5 +24,6 @@ __all__ = [
     "Trying",
     "Verification",
     "align",
+    "coach",
     "unalign",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from memalign.cli.options import Actor, AsJson, Database, JudgeName
 
 if TYPE_CHECKING:
+    from memalign.alignment import Advice
     from memalign.records import Feedback
     from memalign.scale import Scale
 
@@ -19,6 +21,9 @@ def align(
     judge: JudgeName = "",
     actor: Actor = "",
     strict: Annotated[bool, typer.Option("--strict", help="Learn nothing when any row is bad.")] = False,
+    coach: Annotated[
+        bool, typer.Option("--coach", help="First ask of each reason whether it is usable; on a terminal, mend it before it is stored.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Learn from experts' feedback.
@@ -26,19 +31,29 @@ def align(
     Without a FILE, take up what an earlier run could not finish.
     Bad rows are reported and left out. Exit code 1: rows were left out, or some records could not be distilled yet.
     """
+    from memalign.cli.coaching import coached, line
     from memalign.cli.opening import opened
     from memalign.cli.printing import emit, progress, say
     from memalign.cli.weights import watched
 
     with opened(db, judge) as found:
         feedback, problems = read(files or [], found.scale, strict=strict)
+        panel = found.panel(feedback)
+        for text in [] if json else panel.lines():
+            say(text)
+        advice: list[Advice] = []
+        if coach:
+            dialogue = not json and sys.stdin.isatty() and sys.stdout.isatty()
+            feedback, advice = coached(found, feedback, ask=dialogue)
+            for unusable in [] if json or dialogue else [said for said in advice if not said.usable]:
+                say(line(unusable))
         with progress() as tell, watched(found, tell):
             report = found.align(feedback, actor=actor, progress=tell)
     if json:
-        emit({**report.to_dict(), "problems": problems})
+        emit({**report.to_dict(), "problems": problems, "experts": panel.to_dict(), "advice": [found.to_dict() for found in advice]})
     else:
-        for line in report.lines():
-            say(line)
+        for text in report.lines():
+            say(text)
         if report.unconsumed:
             say(f"{report.unconsumed} record(s) still wait to be distilled; to go on, run: memalign align")
     skipped = any(not problem["warning"] for problem in problems)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from memalign.errors import ConfigurationError, NotFound
 from memalign.memory import difference, episodic, explanation, log, provenance, revisions, rollback, semantic
 from memalign.memory.difference import Difference
@@ -12,7 +14,7 @@ from memalign.memory.lookup import Cases, View
 from memalign.memory.provenance import Provenance
 from memalign.memory.revisions import Revision
 from memalign.memory.rollback import Rollback
-from memalign.records import Episode, Guideline, Usage
+from memalign.records import Episode, Feedback, Guideline, Usage
 
 __all__ = ["Cases", "Difference", "Explanation", "Memory", "Provenance", "Rollback", "View", "judge_names", "judge_settings"]
 
@@ -29,6 +31,11 @@ class Memory(Guidance):
     def episodes(self) -> list[Episode]:
         """All experts' verdicts that hold, oldest first."""
         return [episodic.episode(stored) for stored in self.stored()]
+
+    def shared(self, item_ids: Sequence[str] = ()) -> list[Feedback]:
+        """The records on items that several experts judged, and on some more items."""
+        with self._reading() as (connection, revision):
+            return [stored.feedback for stored in episodic.shared(connection, self.judge_id, revision, item_ids)]
 
     def waiting(self) -> int:
         """How many records are stored but not fully learned; the next ``align`` takes them up."""

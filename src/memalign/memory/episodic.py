@@ -165,6 +165,15 @@ def contested(connection: Connection, judge_id: int, revision: int) -> list[str]
     return list(connection.execute(grouped.order_by(_TABLE.c.item_id)).scalars())
 
 
+def shared(connection: Connection, judge_id: int, revision: int, item_ids: Sequence[str] = ()) -> list[Stored]:
+    """The records on items that several annotators judged, and on some more items, that hold in a revision."""
+    condition = (_TABLE.c.judge_id == judge_id) & holds_at(_TABLE, revision)
+    grouped = select(_TABLE.c.item_id).where(condition).group_by(_TABLE.c.item_id).having(func.count(_TABLE.c.annotator.distinct()) > 1)
+    wanted = list(dict.fromkeys([*connection.execute(grouped).scalars(), *item_ids]))
+    chunks = [wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK)]
+    return [stored for chunk in chunks for stored in of_items(connection, judge_id, revision, chunk)]
+
+
 def by_rows(connection: Connection, rows: Sequence[int]) -> list[Stored]:
     """Versions by their rows, oldest first."""
     found = [
