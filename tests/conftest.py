@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
@@ -15,6 +16,7 @@ from memalign import Feedback, Judge, Scale
 from memalign.embedders.scripted import HashEmbedder
 from memalign.models import ChatRequest
 from memalign.models.scripted import ScriptedChatModel
+from pgserving import Server, served
 
 _CASE = re.compile(r"^Case (\d+)$.*?^Expert: ([^.\n]+)\.[ ]?([^\n]*)$", re.MULTILINE | re.DOTALL)
 _KNOWN = re.compile(r"^((?:g|new)\d+): (.+)$", re.MULTILINE)
@@ -44,6 +46,42 @@ def _guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked both_stores that use a database run on SQLite and on PostgreSQL."""
+    if "backend" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_stores"):
+        metafunc.parametrize("backend", ["sqlite", "postgres"], indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> str:
+    """The kind of database of a test: SQLite, unless it is marked both_stores."""
+    return getattr(request, "param", "sqlite")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server with pgvector, for all tests."""
+    with served() as server:
+        yield server
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def make_db(postgres: Server) -> Iterator[Callable[[], str]]:
+    """Makes empty PostgreSQL databases; gives their URLs."""
+    made: list[str] = []
+
+    def make() -> str:
+        made.append(f"judge_{next(_numbers)}")
+        return postgres.make(made[-1])
+
+    yield make
+    for name in made:
+        postgres.drop(name)
+
+
 class MakeJudge(Protocol):
     """Makes judges that are closed when the test ends."""
 
@@ -51,9 +89,10 @@ class MakeJudge(Protocol):
 
 
 @pytest.fixture
-def make_judge() -> Iterator[MakeJudge]:
-    """A judge of the boolean scale in RAM, with words as vectors; any setting can be given."""
+def make_judge(backend: str, request: pytest.FixtureRequest) -> Iterator[MakeJudge]:
+    """A judge of the boolean scale in RAM, or in a PostgreSQL database of its own, with words as vectors; any setting can be given."""
     made: list[Judge] = []
+    make_db = None if backend == "sqlite" else request.getfixturevalue("make_db")
 
     def make(model: Any = None, **settings: Any) -> Judge:
         chosen: dict[str, Any] = {
@@ -63,6 +102,8 @@ def make_judge() -> Iterator[MakeJudge]:
             "embedder": HashEmbedder(),
             "floor": 0.0,
         }
+        if make_db is not None and "memory" not in settings:
+            chosen["memory"] = make_db()
         made.append(Judge(model=ScriptedChatModel(expert) if model is None else model, **(chosen | settings)))
         return made[-1]
 
@@ -72,9 +113,9 @@ def make_judge() -> Iterator[MakeJudge]:
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> str:
+def db(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where a memory can be made."""
-    return str(tmp_path / "judge.db")
+    return str(tmp_path / "judge.db") if backend == "sqlite" else request.getfixturevalue("make_db")()
 
 
 def expert(request: ChatRequest) -> Mapping[str, Any]:

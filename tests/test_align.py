@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from memalign.memory import episodic
 from memalign.models import ChatReply, ChatRequest
 from memalign.models.scripted import ScriptedChatModel
 from memalign.stores import open_store, schema
+
+pytestmark = pytest.mark.both_stores
 
 # Aligns records from the first number up to, but not with, the last, with a model that takes a while.
 ALIGN_ELSEWHERE = """
@@ -440,7 +443,7 @@ def test_a_process_killed_in_the_middle_loses_nothing(make_judge: MakeJudge, db:
     go.touch()
     child = elsewhere(db, go, 0, 20, delay=60)
     try:
-        _wait_until(lambda: Path(db).exists() and _recorded(db) == 20)
+        _wait_until(lambda: _recorded(db) == 20)
         child.send_signal(signal.SIGKILL)
         assert child.wait(10) == -signal.SIGKILL
     finally:
@@ -775,11 +778,11 @@ def elsewhere(db: str, go: Path, first: int, last: int, *, delay: float) -> subp
 
 
 def _recorded(db: str) -> int:
-    store = open_store(db)
-    with store.reading() as connection:
-        count = len(episodic.waiting(connection, 1))
-    store.close()
-    return count
+    with closing(open_store(db)) as store:
+        if not store.exists():
+            return 0
+        with store.reading() as connection:
+            return len(episodic.waiting(connection, 1))
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -793,8 +796,8 @@ def _wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def test_more_records_than_a_query_has_room_for_parameters(make_judge: MakeJudge) -> None:
-    """SQLite takes 32,766 parameters by default."""
-    judge = make_judge(ScriptedChatModel())
+    """SQLite takes 32,766 parameters by default, PostgreSQL 65,535."""
+    judge = make_judge(ScriptedChatModel(), memory=None)
     limit = 600
     judge.memory.view()
     with judge.memory.store.reading() as connection:

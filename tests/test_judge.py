@@ -27,6 +27,8 @@ from memalign.records import Usage
 from memalign.verdicts import read
 from memalign.working import Task, assemble, fenced
 
+pytestmark = pytest.mark.both_stores
+
 JUDGE_ELSEWHERE = """
 import json, pickle, sys
 sys.path.insert(0, sys.argv[1])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from memalign.memory.retrieval import ItemIndex
 from memalign.models import ChatRequest
 from memalign.models.scripted import ScriptedChatModel
 from memalign.stores import open_store, schema
+
+pytestmark = pytest.mark.both_stores
 
 ALIGN_ELSEWHERE = """
 import sys
@@ -145,14 +148,16 @@ def test_judges_in_one_file_do_not_see_each_other(make_judge: MakeJudge, db: str
     assert [episode.feedback.outputs for episode in one.memory.episodes()] == ["reply 1"]
     assert [guideline.id for guideline in two.memory.guidelines()] == ["g1"]
     assert (one.memory.view().revision, one.memory.view().items, two.memory.view().items) == (1, 1, 2)
-    assert judge_names(open_store(db)) == ["polite", "kind"]
+    with closing(open_store(db)) as store:
+        assert judge_names(store) == ["polite", "kind"]
 
 
 def test_the_settings_of_a_judge_can_be_asked_for(make_judge: MakeJudge, db: str) -> None:
     make_judge(memory=db).align([record(1)])
-    assert judge_settings(open_store(db), "polite")["instructions"] == "Is the reply polite?"
-    with pytest.raises(NotFound, match=r"no judge 'rude' in .*judge\.db; it holds: 'polite'"):
-        judge_settings(open_store(db), "rude")
+    with closing(open_store(db)) as store:
+        assert judge_settings(store, "polite")["instructions"] == "Is the reply polite?"
+        with pytest.raises(NotFound, match=r"no judge 'rude' in .*judge.*; it holds: 'polite'"):
+            judge_settings(store, "rude")
 
 
 def test_verdicts_of_two_scales_are_not_mixed(make_judge: MakeJudge, db: str) -> None:

@@ -17,12 +17,14 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import func, insert, select, text
+from sqlalchemy.dialects.postgresql.base import ischema_names
 
 import memalign.stores
 from memalign import Judge
 from memalign.errors import ConfigurationError, MemalignError, NotFound, StoreBusy, StoreError
 from memalign.stores import Store, open_store, schema
-from memalign.stores.sqlite import HEAD, SqliteStore
+from memalign.stores.migrations import HEAD
+from memalign.stores.types import PgVector
 
 # Adds rows in many small transactions, each of which reads before it writes: a lost update would show.
 WRITER = """
@@ -40,9 +42,13 @@ store.close()
 """
 
 
-@pytest.fixture(params=["file", "ram"])
-def store(request: pytest.FixtureRequest, db: str) -> object:
-    opened = open_store(db if request.param == "file" else None)
+BOTH = pytest.mark.both_stores
+
+
+@pytest.fixture(params=["file", "ram", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> object:
+    places = {"file": lambda: str(tmp_path / "judge.db"), "ram": lambda: None, "postgres": lambda: request.getfixturevalue("make_db")()}
+    opened = open_store(places[request.param]())
     yield opened
     opened.close()
 
@@ -57,6 +63,13 @@ def names(store: Store) -> list[str]:
         return list(connection.execute(select(schema.judge.c.name).order_by(schema.judge.c.name)).scalars())
 
 
+def hasty(location: str, wait_seconds: float = 0.2) -> Store:
+    """A store whose writers do not wait long."""
+    store = open_store(location)
+    store._wait_seconds = wait_seconds
+    return store
+
+
 def pragma(store: Store, name: str) -> object:
     with store.reading() as connection:
         return connection.exec_driver_sql(f"PRAGMA {name}").scalar()
@@ -65,7 +78,8 @@ def pragma(store: Store, name: str) -> object:
 # Schema
 
 
-def test_the_schema_is_what_the_migrations_make(store: Store) -> None:
+def test_the_schema_is_what_the_migrations_make(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ischema_names, "vector", PgVector)  # lets SQLAlchemy read back what it does not know
     with store.reading() as connection:
         context = MigrationContext.configure(connection)
         assert context.get_current_revision() == HEAD
@@ -136,6 +150,7 @@ def test_threads_take_turns(store: Store) -> None:
     _all_rows_are_there(store, 50)
 
 
+@BOTH
 def test_processes_take_turns_even_at_the_first_opening(db: str) -> None:
     command = [sys.executable, "-c", WRITER, db]
     writers = [subprocess.Popen([*command, str(who), "25"]) for who in range(2)]
@@ -145,12 +160,13 @@ def test_processes_take_turns_even_at_the_first_opening(db: str) -> None:
     store.close()
 
 
+@BOTH
 def test_many_threads_with_stores_of_their_own_open_a_new_file_at_once(db: str) -> None:
     """Each store stands for a process: its own connections, its own migration."""
     start = threading.Barrier(8)
 
     def open_and_write(number: int) -> None:
-        mine = SqliteStore(db)
+        mine = open_store(db)
         start.wait()
         put(mine, f"judge {number}")
         mine.close()
@@ -168,6 +184,7 @@ def _all_rows_are_there(store: Store, count: int) -> None:
         assert [int(number) for number in seen] == list(range(count))
 
 
+@BOTH
 def test_a_reader_beside_an_open_change_sees_what_was_before(db: str) -> None:
     store, other = open_store(db), open_store(db)
     put(store, "before")
@@ -181,6 +198,7 @@ def test_a_reader_beside_an_open_change_sees_what_was_before(db: str) -> None:
     other.close()
 
 
+@BOTH
 def test_a_reader_keeps_its_snapshot(db: str) -> None:
     store, other = open_store(db), open_store(db)
     put(store, "before")
@@ -194,11 +212,12 @@ def test_a_reader_keeps_its_snapshot(db: str) -> None:
     other.close()
 
 
+@BOTH
 def test_a_locked_database_says_so_and_is_usable_afterwards(db: str) -> None:
-    store, impatient = open_store(db), SqliteStore(db, wait_seconds=0.2)
+    store, impatient = open_store(db), hasty(db)
     assert names(impatient) == []
     started = time.monotonic()
-    with store.writing(), pytest.raises(StoreBusy, match=r"judge\.db is locked .* 0\.2 s; try again") as caught:
+    with store.writing(), pytest.raises(StoreBusy, match=r"judge.* is locked .* 0\.2 s.*; try again") as caught:
         put(impatient, "never")
     assert 0.1 < time.monotonic() - started < 2
     assert caught.value.retryable
@@ -208,6 +227,7 @@ def test_a_locked_database_says_so_and_is_usable_afterwards(db: str) -> None:
     impatient.close()
 
 
+@BOTH
 def test_a_writer_that_dies_lets_the_next_one_in(db: str) -> None:
     script = """
 import os, sys
@@ -218,12 +238,13 @@ with open_store(sys.argv[1]).writing() as connection:
     os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", script, db], check=False, timeout=30).returncode == -9
-    store = SqliteStore(db, wait_seconds=2)
+    store = hasty(db, 2)
     put(store, "next")
     assert names(store) == ["next"]
     store.close()
 
 
+@BOTH
 def test_a_store_may_be_closed_and_used_again(db: str) -> None:
     store = open_store(db)
     put(store, "one")
@@ -233,6 +254,7 @@ def test_a_store_may_be_closed_and_used_again(db: str) -> None:
     store.close()
 
 
+@BOTH
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_opens_connections_of_its_own(db: str) -> None:
     store = open_store(db)
@@ -248,7 +270,7 @@ def test_a_fork_opens_connections_of_its_own(db: str) -> None:
     store.close()
 
 
-def _in_a_fork(store: SqliteStore, queue: object) -> None:
+def _in_a_fork(store: Store, queue: object) -> None:
     inherited = store._engine
     put(store, "child")
     queue.put((names(store), store._engine is inherited))
@@ -258,7 +280,7 @@ def _in_a_fork(store: SqliteStore, queue: object) -> None:
 
 
 def failure(location: str) -> MemalignError:
-    store = SqliteStore(location, wait_seconds=0.2)
+    store = hasty(location)
     with pytest.raises(MemalignError) as caught:
         names(store)
     store.close()
@@ -302,11 +324,12 @@ def test_a_foreign_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None
     before = path.read_bytes()
     error = failure(str(path))
     assert type(error) is StoreError
-    assert "not a memory of memalign; name another file" in str(error)
+    assert "not a memory of memalign; name another one" in str(error)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["shop.db"]
 
 
+@BOTH
 def test_a_newer_schema_is_refused(db: str) -> None:
     store = open_store(db)
     with store.writing() as connection:

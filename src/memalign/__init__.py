@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         RetryableError,
         StoreBusy,
         StoreError,
+        StoreUnavailable,
         UnreadableReply,
     )
     from memalign.judge import Judge
@@ -62,6 +63,7 @@ __all__ = [
     "Scale",
     "StoreBusy",
     "StoreError",
+    "StoreUnavailable",
     "UnreadableReply",
     "Usage",
     "Verdict",

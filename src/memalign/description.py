@@ -41,10 +41,10 @@ class Description:
         """Describe a judge; nothing is opened yet.
 
         ``model``: ``provider/model`` (``openai/...``, ``local/...``) or an object with the ChatModel protocol; ``reflection_model`` distils and
-        is the same by default. ``memory``: a file, or None for RAM. ``k``: how many similar items' cases a judgement is shown (5; in process
-        0); ``exemplars``: how many cases stand before every judgement, where a prefix cache serves them (0); ``explain``: whether
-        the judge gives a rationale before its verdict (yes; in process no, since it writes some ten tokens a second); ``floor``: the least cosine
-        similarity of a case that is shown. Raises ConfigurationError.
+        is the same by default. ``memory``: a file, postgresql://user@host/database, or None for RAM. ``k``: how many similar items' cases a
+        judgement is shown (5; in process 0); ``exemplars``: how many cases stand before every judgement, where a prefix cache serves them (0);
+        ``explain``: whether the judge gives a rationale before its verdict (yes; in process no, since it writes some ten tokens a second);
+        ``floor``: the least cosine similarity of a case that is shown. Raises ConfigurationError.
         """
         if not name.strip() or not instructions.strip():
             raise ConfigurationError("a judge needs a name and instructions")
@@ -142,7 +142,9 @@ class Description:
         return self.__dict__ | {"_session": None}
 
     def __repr__(self) -> str:
-        return f"Judge({self.name!r}, {self.scale.spec}, {model_name(self.model)}, memory={self.location!r})"
+        from memalign.stores import shown
+
+        return f"Judge({self.name!r}, {self.scale.spec}, {model_name(self.model)}, memory={shown(self.location)!r})"
 
 
 def model_name(part: str | ChatModel) -> str:

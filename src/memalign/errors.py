@@ -4,7 +4,8 @@ MemalignError
 ├── RetryableError            the same call may succeed later
 │   ├── ModelUnavailable      refused, dropped, timed out, 429 or 5xx after all retries
 │   ├── UnreadableReply       the model answered, but not with what was asked
-│   └── StoreBusy             another process held the write lock for too long
+│   ├── StoreBusy             another process held the write lock for too long
+│   └── StoreUnavailable      the database's server cannot be reached, or takes no work just now
 └── PermanentError            repeating the call cannot help
 ├── ConfigurationError    a setting, key, name or optional part is wrong or missing
 │   └── MissingExtra      an optional dependency is not installed
@@ -50,6 +51,10 @@ class UnreadableReply(RetryableError):
 
 class StoreBusy(RetryableError):
     """Another process held the database's write lock for longer than the wait."""
+
+
+class StoreUnavailable(RetryableError):
+    """The database's server cannot be reached, broke the connection, or takes no work just now."""
 
 
 class ConfigurationError(PermanentError):

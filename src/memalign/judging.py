@@ -126,7 +126,7 @@ async def asked(session: Session, meter: Meter, task: Task, context: WorkingMemo
 def decide(memory: Memory, decision: Decision, *, actor: str, judged: int) -> int:
     """Store what the experts' labels decided; gives the new revision."""
     judge_id = memory.judge_id
-    with memory.store.writing() as connection:
+    with memory.store.writing(judge_id) as connection:
         revision = revisions.current(connection, judge_id) + 1
         revisions.commit(connection, judge_id, revision, verb="calibrate", actor=actor, counts={"judged": judged}, decision=decision)
     return revision

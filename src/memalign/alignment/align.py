@@ -70,7 +70,7 @@ def _record(memory: Memory, feedback: list[Feedback]) -> Counter[str]:
     seen: Counter[str] = Counter()
     judge_id = memory.judge_id
     for start in range(0, len(feedback), _RECORDS_AT_ONCE):
-        with memory.store.writing() as connection:
+        with memory.store.writing(judge_id) as connection:
             for record in feedback[start : start + _RECORDS_AT_ONCE]:
                 judged = last_verdict(connection, judge_id, record.item.id)
                 seen[episodic.record(connection, judge_id, record, judged=judged)] += 1
@@ -99,7 +99,7 @@ def _to_distil(stored: Stored, plan: Plan) -> bool:
 
 def _retract(memory: Memory, ids: list[str], actor: str) -> AlignReport:
     meter, judge_id = Meter(), memory.judge_id
-    with memory.store.writing() as connection:
+    with memory.store.writing(judge_id) as connection:
         before = revisions.current(connection, judge_id)
         rows = episodic.live_rows(connection, judge_id, ids)
         never_committed = episodic.drop_waiting(connection, judge_id, ids)

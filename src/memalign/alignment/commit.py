@@ -41,7 +41,7 @@ class _Outcome:
 def commit(memory: Memory, plan: Plan, distilled: Distillation, seen: Counter[str], meter: Meter, limits: Limits, *, actor: str) -> AlignReport:
     """Put everything into memory at once. What another process consumed or retracted meanwhile is left out."""
     judge_id = memory.judge_id
-    with memory.store.writing() as connection:
+    with memory.store.writing(judge_id) as connection:
         before = revisions.current(connection, judge_id)
         still = episodic.undistilled(connection, [stored.row for stored in plan.waiting])
         silent = {stored.row for stored in [*plan.waiting, *plan.again] if not stored.feedback.rationale.strip()}

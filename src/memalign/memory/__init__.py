@@ -68,7 +68,7 @@ class Memory(Guidance):
         if self.pinned_revision is not None:
             raise ConfigurationError(f"this memory is pinned to revision {self.pinned_revision} and read-only; use the judge it was made from")
         judge_id = self.judge_id
-        with self._store.reading() if dry_run else self._store.writing() as connection:
+        with self._store.reading() if dry_run else self._store.writing(judge_id) as connection:
             self._check(revision, revisions.current(connection, judge_id))
             return rollback.to(connection, judge_id, revision, actor=actor, dry_run=dry_run)
 

@@ -93,7 +93,7 @@ class Guidance(Lookup):
         if self.pinned_revision is not None:
             raise ConfigurationError(f"this memory is pinned to revision {self.pinned_revision} and read-only; use the judge it was made from")
         judge_id = self.judge_id
-        with self.store.writing() as connection:
+        with self.store.writing(judge_id) as connection:
             revision = revisions.current(connection, judge_id) + 1
             guideline_id = work(connection, revision)
             if semantic.live(connection, judge_id, guideline_id).since == revision:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import insert, select, update
@@ -55,7 +54,7 @@ def judge_names(store: Store) -> list[str]:
 
 def judge_settings(store: Store, name: str) -> dict[str, Any]:
     """The stored settings of a judge. Raises NotFound; a file that does not exist is not made."""
-    if store.location is not None and not Path(store.location).exists():
+    if not store.exists():
         raise NotFound(f"no memory {store.location}, so no judge {name!r}; check the path, or make the judge with Judge(...)")
     with store.reading() as connection:
         stored: str | None = connection.execute(select(_TABLE.c.settings).where(_TABLE.c.name == name)).scalar()

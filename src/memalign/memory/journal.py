@@ -18,7 +18,7 @@ _PAUSE_SECONDS = 0.02
 """From the first row to the write: rows that come meanwhile share a transaction, and its wait for the disk."""
 
 Entry = tuple[Table, Mapping[str, Any]]
-"""A table and a row for it; all rows of a table have the same columns."""
+"""A table and a row for it; all rows of a table have the same columns, and all rows belong to one judge."""
 
 
 class Journal:
@@ -62,7 +62,7 @@ class Journal:
             if not entries:
                 return
             try:
-                with self._store.writing() as connection:
+                with self._store.writing(entries[0][1]["judge_id"]) as connection:
                     for table, rows in by_table.items():
                         connection.execute(insert(table), rows)
             except MemalignError as error:

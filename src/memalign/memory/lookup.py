@@ -137,7 +137,7 @@ class Lookup:
 
     def store_vectors(self, found: Mapping[str, Vectors]) -> None:
         """Store vectors of what memory already holds, and let the index see them."""
-        with self._store.writing() as connection:
+        with self._store.writing(self.judge_id) as connection:
             vectors.store(connection, self.embedder, found)
         with self._lock:
             self._index, self._indexed, self._view = ItemIndex(), 0, None

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sqlalchemy import Connection, bindparam, insert, select
+from sqlalchemy import Connection, bindparam, select
 
 from memalign.memory.revisions import NEWEST, holds_at
 from memalign.stores import schema
+from memalign.stores.database import insert_new
 
 if TYPE_CHECKING:
     from memalign.embedders import Vectors
@@ -40,13 +41,13 @@ def newest_and_one(connection: Connection, judge_id: int, embedder: str, content
 
 def store(connection: Connection, embedder: str, vectors: Mapping[str, Vectors]) -> None:
     """Store vectors by content hash; one that another process stored meanwhile stays as it is."""
-    new = set(vectors) - set(known(connection, embedder, list(vectors)))
+    new = set(vectors) - set(known(connection, embedder, list(vectors)))  # sorted below: two writers must not wait for each other crosswise
     rows = [
         {"embedder": embedder, "content_hash": key, "dimension": len(vectors[key]), "data": vectors[key].astype("<f4").tobytes()}
         for key in sorted(new)
     ]
     if rows:
-        connection.execute(insert(_TABLE), rows)
+        insert_new(connection, _TABLE, rows)
 
 
 def of_memory(connection: Connection, judge_id: int, embedder: str, *, after: int, until: int) -> list[tuple[str, bytes]]:

@@ -2,42 +2,82 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+_POSTGRES = re.compile(r"^postgres(?:ql)?(?:\+psycopg)?://")
+_USER_PART = re.compile(r"(://[^:/?@]*):.*@", re.DOTALL)
+_PASSWORD_OPTION = re.compile(r"([?&](?:ssl)?password=)[^&]*")
+
 
 class Store(Protocol):
     """A database with memalign's schema.
 
-    All back-ends hold the tables of ``memalign.stores.schema``; what differs between them stays behind these three methods. They raise
-    StoreBusy (another writer held the lock too long) and StoreError (corrupt, unwritable, foreign or newer database).
+    All back-ends hold the tables of ``memalign.stores.schema``; what differs between them stays behind these methods. They raise
+    StoreBusy (another writer held the lock too long), StoreUnavailable (its server cannot be reached) and StoreError (corrupt, unwritable,
+    foreign or newer database).
     """
 
     @property
     def location(self) -> str | None:
-        """Where it lies, or None when it is in RAM only."""
+        """Where it lies, fit to be shown (no password), or None when it is in RAM only."""
+
+    def exists(self) -> bool:
+        """Whether there is a memory already; asking makes none."""
 
     def reading(self) -> AbstractContextManager[Connection]:
         """A connection on one consistent snapshot; concurrent with any writer."""
 
-    def writing(self) -> AbstractContextManager[Connection]:
-        """A transaction that holds the write lock from its start: all of it happens, or nothing. Writers wait their turn."""
+    def writing(self, judge_id: int | None = None) -> AbstractContextManager[Connection]:
+        """A transaction that holds a write lock from its start: all of it happens, or nothing. Writers wait their turn.
+
+        With a ``judge_id`` it may write what is of that judge, and add vectors; a store with many writers then lets writers of other judges
+        work at the same time. Without one it excludes all other writers.
+        """
+
+    def upgrade(self) -> tuple[str | None, str]:
+        """Bring the schema up, which opening does as well; gives its version before (None: there was none) and now."""
+
+    def faults(self) -> list[str]:
+        """What the database finds wrong with itself: pages, indexes, references. Empty when it is sound; reads all of it."""
+
+    def vacuum(self) -> None:
+        """Rewrite the database without what was deleted: its bytes are gone, and its space is given back. Excludes everyone else meanwhile."""
+
+    def size_bytes(self) -> int:
+        """How much room it takes on disk, logs of changes included where they are its own; in RAM 0."""
 
     def close(self) -> None:
         """Give back connections; the store may be used again afterwards, except one in RAM, which is lost."""
 
 
 def open_store(location: str | None) -> Store:
-    """The store at a location: a file path, or None for RAM. The schema is created, or migrated up, as needed.
+    """The store at a location: a file path, postgresql://user@host/database, or None for RAM. The schema is created, or migrated up, as needed.
 
-    Raises ConfigurationError for a location of an unknown kind, StoreError as the protocol says.
+    Raises ConfigurationError for a location of an unknown kind, MissingExtra, StoreError as the protocol says.
     """
     from memalign.errors import ConfigurationError
+
+    if location is not None and _POSTGRES.match(location):
+        from memalign.stores.postgres import PostgresStore
+
+        return PostgresStore(_POSTGRES.sub("postgresql://", location))
+    if location is not None and "://" in location:
+        kind = location.split("://")[0]
+        raise ConfigurationError(
+            f"memory {kind}://... is not supported; give the path of a file, e.g. support.db, or postgresql://user@host/database"
+        )
     from memalign.stores.sqlite import SqliteStore
 
-    if location is not None and "://" in location:
-        raise ConfigurationError(f"memory {location.split('://')[0]}://... is not supported; give the path of a file, e.g. support.db")
     return SqliteStore(location)
+
+
+def shown(location: str | None) -> str | None:
+    """A location as it may be shown: without the password, if it holds one."""
+    if location is None or "://" not in location:
+        return location
+    return _PASSWORD_OPTION.sub(r"\1***", _USER_PART.sub(r"\1:***@", location))

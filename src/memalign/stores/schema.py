@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Float, ForeignKey, ForeignKeyConstraint, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import Boolean, Column, Float, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, String, Table, Text
+
+from memalign.stores.types import Numbers, Words
 
 metadata = MetaData()
 
@@ -10,7 +12,7 @@ judge = Table(
     "judge",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("name", String(200), nullable=False, unique=True),
+    Column("name", Words(200), nullable=False, unique=True),
     Column("settings", Text, nullable=False),  # JSON: instructions, scale, models, k ...
     Column("secret", String(32), nullable=False),  # keys the marks that fence judged text in prompts
     Column("created_at", String(40), nullable=False),
@@ -32,7 +34,7 @@ revision = Table(
     Column("judge_id", Integer, ForeignKey("judge.id", ondelete="CASCADE"), primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("at", String(40), nullable=False),
-    Column("actor", String(200), nullable=False),
+    Column("actor", Words(200), nullable=False),
     Column("verb", String(20), nullable=False),
     Column("counts", Text, nullable=False),
     Column("decision", Text),
@@ -58,16 +60,16 @@ feedback = Table(
     metadata,
     Column("row", Integer, primary_key=True),
     _judge_id(),
-    Column("id", String(200), nullable=False),
+    Column("id", Words(200), nullable=False),
     Column("version", Integer, nullable=False),
     Column("item_id", String(32), nullable=False),
     Column("inputs", Text, nullable=False),
     Column("outputs", Text, nullable=False),
     Column("expectations", Text, nullable=False),
     Column("value", Text, nullable=False),
-    Column("rationale", Text, nullable=False),
-    Column("annotator", String(200), nullable=False),
-    Column("source", Text, nullable=False),
+    Column("rationale", Words(), nullable=False),
+    Column("annotator", Words(200), nullable=False),
+    Column("source", Words(), nullable=False),
     Column("created_at", String(40), nullable=False),
     Column("stored_at", String(40), nullable=False),
     Column("judged", Text),
@@ -84,12 +86,12 @@ feedback = Table(
 
 # Equal text is embedded once per embedder, whatever refers to it by its hash.
 vector = Table(
-    "vector",
+    "embedding",
     metadata,
-    Column("embedder", String(200), primary_key=True),
+    Column("embedder", Words(200), primary_key=True),
     Column("content_hash", String(32), primary_key=True),
     Column("dimension", Integer, nullable=False),
-    Column("data", LargeBinary, nullable=False),  # little-endian float32
+    Column("data", Numbers, nullable=False),
     sqlite_with_rowid=False,
 )
 
@@ -101,8 +103,8 @@ guideline = Table(
     _judge_id(),
     Column("id", String(40), nullable=False),
     Column("version", Integer, nullable=False),
-    Column("text", Text, nullable=False),
-    Column("scope", Text, nullable=False),
+    Column("text", Words(), nullable=False),
+    Column("scope", Words(), nullable=False),
     Column("state", String(12), nullable=False),
     Column("pinned", Boolean, nullable=False, default=False),
     Column("since", Integer, nullable=False),
@@ -175,7 +177,7 @@ ledger = Table(
     _judge_id(),
     Column("at", String(40), nullable=False),
     Column("purpose", String(20), nullable=False),
-    Column("model", String(200), nullable=False),
+    Column("model", Words(200), nullable=False),
     Column("calls", Integer, nullable=False),
     Column("prompt_tokens", Integer, nullable=False),
     Column("cached_tokens", Integer, nullable=False),
@@ -183,7 +185,7 @@ ledger = Table(
     Column("embedded_texts", Integer, nullable=False),
     Column("cost_usd", Float),
     Column("seconds", Float, nullable=False),
-    Column("error", Text),
+    Column("error", Words()),
     Index("ledger_judge", "judge_id", "at"),
 )
 
@@ -196,7 +198,7 @@ verdict = Table(
     Column("at", String(40), nullable=False),
     Column("item_id", String(32), nullable=False),
     Column("value", Text, nullable=False),
-    Column("rationale", Text, nullable=False),
+    Column("rationale", Words(), nullable=False),
     Column("confidence", Float),
     Column("revision", Integer, nullable=False),
     Column("guideline_ids", Text, nullable=False),
@@ -231,6 +233,6 @@ trial = Table(
     Column("broken", Integer, nullable=False),
     Column("unchanged", Integer, nullable=False),
     Column("p_value", Float, nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("reason", Words(), nullable=False),
     Index("trial_guideline", "guideline_row"),
 )

@@ -1,5 +1,6 @@
-"""The second released schema. One function a subject; SQLite and PostgreSQL both take these statements as they stand."""
+"""The second released schema. One function a subject; SQLite and PostgreSQL both take these statements as they stand, but for _vectors."""
 
+import numpy as np
 import sqlalchemy as sa
 from alembic import op
 
@@ -12,6 +13,7 @@ def upgrade() -> None:
     _forgetting()
     _verification()
     _aligning()
+    _vectors()
 
 
 def _explaining() -> None:
@@ -105,3 +107,37 @@ def _aligning() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("draft_record_feedback", "draft_record", ["feedback_row"], unique=False)
+
+
+def _vectors() -> None:
+    op.rename_table("vector", "embedding")  # PostgreSQL gives a table's name to the type of its rows, and pgvector's type has this name
+    if op.get_bind().dialect.name == "postgresql":
+        _pgvector()
+        _words()
+
+
+def _pgvector() -> None:
+    """Bytes become vectors."""
+    op.execute('ALTER TABLE embedding ADD COLUMN "numbers" VECTOR')
+    old = sa.table("embedding", sa.column("embedder"), sa.column("content_hash"), sa.column("data"))
+    connection = op.get_bind()
+    fill = sa.text("UPDATE embedding SET numbers = CAST(:numbers AS vector) WHERE embedder = :embedder AND content_hash = :content_hash")
+    for embedder, content_hash in connection.execute(sa.select(old.c.embedder, old.c.content_hash)).all():
+        key = {"embedder": embedder, "content_hash": content_hash}
+        data = connection.execute(sa.select(old.c.data).where(old.c.embedder == embedder, old.c.content_hash == content_hash)).scalar_one()
+        connection.execute(fill, key | {"numbers": str(np.frombuffer(data, dtype="<f4").tolist())})
+    op.drop_column("embedding", "data")
+    op.alter_column("embedding", "numbers", new_column_name="data", nullable=False)
+
+
+def _words() -> None:
+    """PostgreSQL enforces the length of a VARCHAR, SQLite does not: what people and models name may be long."""
+    for table, column in (
+        ("judge", "name"),
+        ("embedding", "embedder"),
+        ("feedback", "id"),
+        ("feedback", "annotator"),
+        ("ledger", "model"),
+        ("revision", "actor"),
+    ):
+        op.alter_column(table, column, type_=sa.Text(), existing_nullable=False)
