@@ -128,13 +128,13 @@ class Episode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What alignment could not decide and asks the experts. Its guidelines are quarantined until one of them changes state."""
+    """What only the experts can decide: between guidelines, which are quarantined meanwhile, or between their own verdicts on one item."""
 
     id: str
     guidelines: tuple[Guideline, ...]
-    """Two that contradict each other, or one that as many cases contradict as support."""
-    sides: tuple[tuple[Episode, ...], tuple[Episode, ...]]
-    """The cases for the first guideline, and those for the second (of a single one: those against it)."""
+    """Two that contradict each other, one that as many cases contradict as support, or none: then the verdicts on an item differ."""
+    sides: tuple[tuple[Episode, ...], ...]
+    """The cases for the first guideline, and those for the second (of a single one: those against it); of an item, those of each verdict."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ import typer
 
 from memalign.cli.options import Actor, AsJson, Database, JudgeName
 from memalign.cli.past import diff, explain, rollback
+from memalign.cli.questions import answer, questions
 from memalign.cli.show import show
 from memalign.errors import NotFound
 
@@ -151,3 +152,5 @@ app.command()(show)
 app.command()(diff)
 app.command()(rollback)
 app.command()(explain)
+app.command()(questions)
+app.command()(answer)

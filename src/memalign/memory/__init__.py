@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memalign.errors import ConfigurationError, NotFound
+from memalign.errors import NotFound
 from memalign.memory import difference, episodic, explanation, log, provenance, revisions, rollback, semantic
 from memalign.memory.difference import Difference
 from memalign.memory.explanation import Explanation
@@ -65,8 +65,7 @@ class Memory(Guidance):
 
         Records that wait for their first ``align`` go on waiting. Raises NotFound.
         """
-        if self.pinned_revision is not None:
-            raise ConfigurationError(f"this memory is pinned to revision {self.pinned_revision} and read-only; use the judge it was made from")
+        self._writable()
         judge_id = self.judge_id
         with self._store.reading() if dry_run else self._store.writing(judge_id) as connection:
             self._check(revision, revisions.current(connection, judge_id))

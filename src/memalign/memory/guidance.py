@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from sqlalchemy import Connection
 
-from memalign.errors import BadRecord, ConfigurationError
+from memalign.errors import BadRecord, ConfigurationError, NotFound
 from memalign.memory import episodic, questions, revisions, semantic, trials
+from memalign.memory.episodic import Stored
 from memalign.memory.lookup import Lookup
 from memalign.memory.trials import Tried
-from memalign.records import Guideline, Question
+from memalign.records import Episode, Guideline, Question, canonical
 from memalign.rendering import guideline_text
 
 LONGEST = 2000
@@ -66,18 +67,49 @@ class Guidance(Lookup):
             return trials.of(connection, self.judge_id, guideline_id, revision)
 
     def questions(self) -> list[Question]:
-        """What alignment could not decide, oldest first, with the cases of both sides."""
+        """What only the experts can decide, with the cases of all sides: first between guidelines, then on contested items; oldest first."""
         with self._reading() as (connection, revision):
             open_ = questions.at(connection, self.judge_id, revision)
             guidelines = {guideline.id: guideline for guideline in semantic.at(connection, self.judge_id, revision)} if open_ else {}
             held = {stored.feedback.id: episodic.episode(stored) for stored in episodic.live(connection, self.judge_id, revision)} if open_ else {}
+            shared = episodic.shared(connection, self.judge_id, revision)
         found = []
         for row in open_:
             about = tuple(guidelines[key] for key in (row.first, row.second) if key)
             ids = (about[0].evidence_for, about[1].evidence_for if len(about) > 1 else about[0].evidence_against)
             one, other = (tuple(held[key] for key in side if key in held) for side in ids)
             found.append(Question(id=row.id, guidelines=about, sides=(one, other)))
-        return found
+        return [*found, *_contested(shared)]
+
+    def answer(self, question_id: str, *, keep: Collection[str] = (), actor: str = "") -> list[Guideline]:
+        """Decide between quarantined guidelines: those to keep become active and pinned, the others are superseded.
+
+        Raises NotFound for a question that is not open, ConfigurationError for one about an item, which is answered by overwriting or
+        taking back a record.
+        """
+        self._writable()
+        asked = next((question for question in self.questions() if question.id == question_id), None)
+        if asked is None:
+            raise NotFound(f"no question {question_id!r} is open in judge {self.name!r}; see judge.memory.questions()")
+        about = [guideline.id for guideline in asked.guidelines]
+        if not about:
+            records = ", ".join(repr(episode.feedback.id) for side in asked.sides for episode in side)
+            raise ConfigurationError(f"{question_id} asks about an item: the experts answer it by overwriting or taking back one of {records}")
+        if unknown := set(keep) - set(about):
+            raise NotFound(f"{question_id} does not ask about {', '.join(sorted(unknown))}, but about {' and '.join(about)}")
+        judge_id = self.judge_id
+        with self.store.writing() as connection:
+            revision = revisions.current(connection, judge_id) + 1
+            for key in about:
+                changes: dict[str, Any] = {"state": "active", "pinned": True} if key in keep else {"state": "superseded", "pinned": False}
+                semantic.change(connection, judge_id, revision, key, **changes)
+            questions.settle(connection, judge_id, revision)
+            revisions.commit(connection, judge_id, revision, verb="answer", actor=actor, counts={"guidelines": len(about)})
+            return [guideline for guideline in semantic.at(connection, judge_id, revision) if guideline.id in about]
+
+    def _writable(self) -> None:
+        if self.pinned_revision is not None:
+            raise ConfigurationError(f"this memory is pinned to revision {self.pinned_revision} and read-only; use the judge it was made from")
 
     def _change(self, verb: str, guideline_id: str, actor: str, **changes: Any) -> Guideline:
         def work(connection: Connection, revision: int) -> str:
@@ -90,8 +122,7 @@ class Guidance(Lookup):
 
     def _revise(self, verb: str, actor: str, work: Callable[[Connection, int], str]) -> Guideline:
         """One transaction and one revision; none when nothing changed."""
-        if self.pinned_revision is not None:
-            raise ConfigurationError(f"this memory is pinned to revision {self.pinned_revision} and read-only; use the judge it was made from")
+        self._writable()
         judge_id = self.judge_id
         with self.store.writing(judge_id) as connection:
             revision = revisions.current(connection, judge_id) + 1
@@ -100,6 +131,15 @@ class Guidance(Lookup):
                 questions.settle(connection, judge_id, revision)
                 revisions.commit(connection, judge_id, revision, verb=verb, actor=actor, counts={"guidelines": 1})
             return next(g for g in semantic.at(connection, judge_id, revision) if g.id == guideline_id)
+
+
+def _contested(shared: Iterable[Stored]) -> list[Question]:
+    items: dict[str, dict[str, list[Episode]]] = {}
+    for stored in shared:
+        items.setdefault(stored.item_id, {}).setdefault(canonical(stored.feedback.value), []).append(episodic.episode(stored))
+    return [
+        Question(id=f"i{item_id[:8]}", guidelines=(), sides=tuple(map(tuple, sides.values()))) for item_id, sides in items.items() if len(sides) > 1
+    ]
 
 
 def _text(text: str) -> str:

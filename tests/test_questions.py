@@ -1,0 +1,99 @@
+"""Questions that only the experts can answer: between guidelines, and on contested items."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from conftest import MakeJudge, record
+from memalign import ConfigurationError, Judge, NotFound, Scale
+from memalign.cli import app
+from memalign.memory import questions, revisions, semantic
+
+
+def quarrel(judge: Judge) -> None:
+    """Two guidelines in quarantine, with a question about them."""
+    judge.align([record(1, "Name a date"), record(2, "Never name a date", annotator="ben")])
+    with judge.memory.store.writing() as connection:
+        judge_id = judge.memory.judge_id
+        revision = revisions.current(connection, judge_id) + 1
+        for key in ("g1", "g2"):
+            semantic.change(connection, judge_id, revision, key, state="quarantined")
+        questions.ask(connection, judge_id, revision, "g1", "g2")
+        revisions.commit(connection, judge_id, revision, verb="align", actor="", counts={})
+
+
+def test_a_question_shows_both_guidelines_with_their_cases(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    quarrel(judge)
+    (question,) = judge.memory.questions()
+    assert [g.id for g in question.guidelines] == ["g1", "g2"]
+    assert [[e.feedback.rationale for e in side] for side in question.sides] == [["Name a date"], ["Never name a date"]]
+    assert judge.memory.guidelines() == []
+
+
+@pytest.mark.parametrize("keep", [("g2",), ("g1", "g2"), ()])
+def test_an_answer_is_one_revision_that_can_be_undone(make_judge: MakeJudge, keep: tuple[str, ...]) -> None:
+    judge = make_judge()
+    quarrel(judge)
+    before = judge.memory.view().revision
+    decided = judge.memory.answer("q1", keep=keep, actor="lead")
+    assert {g.id: (g.state, g.pinned) for g in decided} == {key: ("active", True) if key in keep else ("superseded", False) for key in ("g1", "g2")}
+    assert {g.id for g in judge.memory.guidelines()} == set(keep)
+    assert judge.memory.questions() == []
+    change = judge.memory.history()[-1]
+    assert (change.number, change.verb, change.actor) == (before + 1, "answer", "lead")
+    judge.memory.rollback(before)
+    assert [question.id for question in judge.memory.questions()] == ["q1"]
+
+
+def test_what_is_not_asked_cannot_be_answered(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    quarrel(judge)
+    with pytest.raises(NotFound, match="no question 'q9' is open"):
+        judge.memory.answer("q9", keep=["g1"])
+    with pytest.raises(NotFound, match="q1 does not ask about g7, but about g1 and g2"):
+        judge.memory.answer("q1", keep=["g7"])
+    with pytest.raises(ConfigurationError, match="read-only"):
+        judge.at(1).memory.answer("q1", keep=["g1"])
+    assert len(judge.memory.questions()) == 1
+
+
+def test_a_contested_item_is_a_question_until_the_experts_agree(make_judge: MakeJudge) -> None:
+    judge = make_judge(scale=Scale.score(1, 5))
+    judge.align([record(1, value=2, annotator="ann"), record(1, value=5, annotator="ben"), record(1, value=5, annotator="cat"), record(2, value=1)])
+    (question,) = judge.memory.questions()
+    assert question.guidelines == ()
+    assert [[e.feedback.annotator for e in side] for side in question.sides] == [["ann"], ["ben", "cat"]]
+    with pytest.raises(ConfigurationError, match="overwriting or taking back"):
+        judge.memory.answer(question.id)
+    judge.align([record(1, value=5, annotator="ann")])
+    assert judge.memory.questions() == []
+
+
+def test_the_command_shows_both_sides_and_takes_the_answer(make_judge: MakeJudge, db: str) -> None:
+    judge = make_judge(memory=db)
+    quarrel(judge)
+    judge.align([record(3, value=True, annotator="ann"), record(3, value=False, annotator="ben")])
+    judge.close()
+
+    def run(*arguments: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, ["memory", *arguments, "--db", db])
+        assert done.exit_code == code, done.output
+        return done.stdout
+
+    # the scripted embedder cannot be opened by name, and nothing here needs one
+    Judge("polite", "Is the reply polite?", Scale.boolean(), "openai/none", memory=db).memory.view()
+    shown = run("questions", code=1)
+    assert "q1: which of these shall stand?" in shown
+    assert "Name a date" in shown
+    assert "Never name a date [ben," in shown
+    assert "memalign memory answer q1 --keep g1 or g2" in shown
+    assert "the verdicts on one item differ: input: question 3 output: reply 3" in shown
+    assert "2 open question(s)" in shown
+    assert "g2 is active and pinned" in run("answer", "q1", "--keep", "g2")
+    left = json.loads(run("questions", "--json", code=1))
+    assert [question["guidelines"] for question in left] == [[]]
+    assert "no question" not in run("questions", code=1)
