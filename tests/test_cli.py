@@ -212,7 +212,42 @@ def test_failed_batches_are_taken_up_by_align_without_a_file(run: Run, judge: st
     assert "1 record(s) still wait" in result.stdout
     assert "1 record(s) are stored but not fully learned" in run("memory", "list").stdout
     endpoint.chat = usual
-    assert "+ g1" in run("align").stdout
+    assert "added  g1" in run("align").stdout
+
+
+def test_a_verified_alignment_shows_what_it_found_and_an_expert_may_decide_otherwise(
+    run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path
+) -> None:
+    """The judge of this endpoint says yes to everything, so that no guideline helps."""
+    usual = endpoint.chat
+
+    def stubborn(body: Any) -> Any:
+        judging = "verdict" in json.dumps(body.get("response_format", {}))
+        return json.dumps({"rationale": "Fine.", "verdict": "yes"}) if judging else usual(body)
+
+    endpoint.chat = stubborn
+    rows = [row(number) | {"outputs": f"a rude reply {number}", "value": False} for number in range(6)]
+    result = run("align", jsonl(tmp_path / "feedback.jsonl", *rows), "--verify", "fast", "--html", str(tmp_path / "report.html"))
+    assert "verified (fast), refused: fixed 0 of 6 error(s)" in result.stdout
+    assert "fixes none of 6 error(s)" in result.stdout
+    assert "memalign memory accept ID" in result.stdout
+    page = (tmp_path / "report.html").read_text()
+    assert "Refused by verification" in page
+    (guideline,) = json.loads(run("memory", "list", "--all", "--json").stdout)["guidelines"]
+    assert guideline["state"] == "candidate"
+    shown = run("memory", "accept", guideline["id"]).stdout
+    assert "g1 is active" in shown
+    assert "verified for revision 1: refused: 0 fixed, 0 broken, 6 unchanged, exact McNemar p 1.000 (fixes none of 6 error(s))" in shown
+    assert json.loads(run("memory", "accept", "g1", "--json").stdout)["trials"][0]["outcome"] == "refused"
+    assert "no guideline" in run("memory", "accept", "g77", code=2).stderr
+
+
+def test_options_of_align_that_cannot_be_used(run: Run, judge: str, tmp_path: Path) -> None:
+    feedback = jsonl(tmp_path / "feedback.jsonl", row(1))
+    assert "known: 'off', 'fast', 'full'" in run("align", feedback, "--verify", "maximal", code=2).stderr
+    assert "does not exist; create it first" in run("align", feedback, "--html", str(tmp_path / "no" / "r.html"), code=2).stderr
+    assert "cannot be written" in run("align", feedback, "--html", str(tmp_path), code=2).stderr
+    assert json.loads(run("memory", "list", "--json").stdout)["counts"]["episodes"] == 1, "learned nevertheless"
 
 
 def test_an_endpoint_that_is_down_is_retryable_and_nothing_is_lost(run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:

@@ -11,6 +11,11 @@ Outcome = Literal["off", "nothing", "accepted", "partly", "refused", "overridden
 """``nothing``: no change that the judge would read; ``undone``: too many replays failed, so nothing was decided."""
 
 
+def chance(p_value: float) -> str:
+    """A p-value for readers: "p .031", "p < .001"."""
+    return f"p {short(p_value, digits=3)}" if p_value >= 0.001 else "p < .001"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
     """A record that was judged without and with the changes."""
@@ -77,8 +82,8 @@ class Verification:
         moved = f"fixed {len(self.fixed)} of {self.errors} error(s), broke {len(self.broken)} of {self.protected} right verdict(s)"
         rest = f"{self.unchanged} unchanged, {len(self.unsteady)} unsteady" + (f", {self.failures} failed" if self.failures else "")
         note = f" ({self.note})" if self.note else ""
-        lines = [f"verified ({self.mode}), {self.outcome}: {moved}, {rest}, p {short(self.p_value, digits=3)}{note}"]
+        lines = [f"verified ({self.mode}), {self.outcome}: {moved}, {rest}, {chance(self.p_value)}{note}"]
         for one in self.refused:
             kept = f"kept as candidate {one.guideline_id}" if one.guideline_id else "not carried out"
-            lines.append(f"  x {kept}: {one.reason}, p {short(one.p_value, digits=3)}: {one.text}")
+            lines.append(f"  x {kept}: {one.reason}, {chance(one.p_value)}: {one.text}")
         return lines

@@ -58,9 +58,33 @@ class AlignReport:
     cost_usd: float | None = 0.0
     seconds: float = 0.0
 
-    def _marked(self) -> list[tuple[str, tuple[Guideline, ...]]]:
-        gone = [("^", self.superseded), ("?", self.quarantined), (".", self.archived), ("-", self.retired)]
-        return [("+", self.added), ("=", self.joined), ("~", self.refined), *gone]
+    @property
+    def summary(self) -> str:
+        """The revision and its records, in a line."""
+        return f"revision {self.revision}: {self.new} new, {self.changed} changed, {self.unchanged} unchanged, {self.withdrawn} withdrawn"
+
+    @property
+    def account(self) -> str:
+        """What it cost, in a line."""
+        cost = "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
+        tokens = f"{self.usage.prompt_tokens:,} + {self.usage.completion_tokens:,} tokens"
+        return f"cost: {self.usage.calls} calls, {tokens}, {cost}, {self.seconds:.1f} s"
+
+    def marked(self) -> list[tuple[str, str, tuple[Guideline, ...]]]:
+        """Changed guidelines by what happened to them, as (sign, word, guidelines); refused ones are left to ``verification``."""
+        refused = {one.guideline_id for one in self.verification.refused}
+        added = tuple(guideline for guideline in self.added if guideline.id not in refused)
+        grown = [("+", "added", added), ("=", "more evidence", self.joined), ("~", "refined", self.refined)]
+        gone = [("^", "superseded", self.superseded), ("?", "quarantined", self.quarantined)]
+        return [*grown, *gone, (".", "archived", self.archived), ("-", "retired", self.retired)]
+
+    def remarks(self) -> list[str]:
+        """What experts or operators have to look after, a line each."""
+        lines = [f"experts disagree on {len(self.contested)} item(s)"] if self.contested else []
+        for batch in self.failed_batches:
+            again = "run align again" if batch.retryable else "mend the cause, then run align again"
+            lines.append(f"  ! {len(batch.feedback_ids)} record(s) not distilled: {batch.error} - nothing is lost; {again}")
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -68,17 +92,19 @@ class AlignReport:
 
     def lines(self) -> list[str]:
         """A short account in plain text."""
-        cost = "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
-        records = f"{self.new} new, {self.changed} changed, {self.unchanged} unchanged, {self.withdrawn} withdrawn"
-        account = f"{self.usage.calls} calls, {self.usage.prompt_tokens:,} + {self.usage.completion_tokens:,} tokens"
-        lines = [f"revision {self.revision}: {records}", f"cost: {account}, {cost}, {self.seconds:.1f} s"]
-        for sign, guidelines in self._marked():
+        lines = [self.summary, self.account]
+        for sign, _, guidelines in self.marked():
             lines += [f"  {sign} {guideline.id}  {guideline.text}" for guideline in guidelines]
         lines += [f"  ? rejected ({rejected.reason}): {rejected.text}" for rejected in self.rejected]
-        lines += self.verification.lines()
-        if self.contested:
-            lines.append(f"experts disagree on {len(self.contested)} item(s)")
-        for batch in self.failed_batches:
-            again = "run align again" if batch.retryable else "mend the cause, then run align again"
-            lines.append(f"  ! {len(batch.feedback_ids)} record(s) not distilled: {batch.error} - nothing is lost; {again}")
-        return lines
+        return lines + self.verification.lines() + self.remarks()
+
+    def to_html(self) -> str:
+        """A page of its own: one HTML document without scripts, everything in it escaped."""
+        from memalign.alignment.rendered import page
+
+        return page(self)
+
+    def _repr_html_(self) -> str:
+        from memalign.alignment.rendered import part
+
+        return part(self)

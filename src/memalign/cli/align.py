@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from memalign.cli.options import Actor, AsJson, Database, JudgeName
 
 if TYPE_CHECKING:
-    from memalign.alignment import Advice
+    from memalign.alignment import Advice, Mode
     from memalign.records import Feedback
     from memalign.scale import Scale
 
@@ -24,18 +25,28 @@ def align(
     coach: Annotated[
         bool, typer.Option("--coach", help="First ask of each reason whether it is usable; on a terminal, mend it before it is stored.")
     ] = False,
+    verify: Annotated[str, typer.Option(metavar="off|fast|full", help="Whether guidelines must prove themselves on records judged again.")] = "",
+    override: Annotated[bool, typer.Option("--override", help="Let guidelines stand that verification refuses.")] = False,
+    html: Annotated[str, typer.Option(metavar="PATH", help="Write the report as a web page, too.")] = "",
     json: AsJson = False,
 ) -> None:
     """Learn from experts' feedback.
 
     Without a FILE, take up what an earlier run could not finish.
-    Bad rows are reported and left out. Exit code 1: rows were left out, or some records could not be distilled yet.
+    With --verify, records are judged again without and with the new guidelines: what breaks right verdicts, or fixes no wrong one, is kept as a
+    candidate that the judge does not read. Bad rows are reported and left out.
+
+    Exit code 1: rows were left out, or some records could not be learned yet.
     """
     from memalign.cli.coaching import coached, line
     from memalign.cli.opening import opened
     from memalign.cli.printing import emit, progress, say
+    from memalign.cli.report import show, write_page
     from memalign.cli.weights import watched
+    from memalign.errors import ConfigurationError
 
+    if html and not Path(html).parent.is_dir():
+        raise ConfigurationError(f"--html {html}: the folder {Path(html).parent} does not exist; create it first")
     with opened(db, judge) as found:
         feedback, problems = read(files or [], found.scale, strict=strict)
         panel = found.panel(feedback)
@@ -48,16 +59,18 @@ def align(
             for unusable in [] if json or dialogue else [said for said in advice if not said.usable]:
                 say(line(unusable))
         with progress() as tell, watched(found, tell):
-            report = found.align(feedback, actor=actor, progress=tell)
+            report = found.align(feedback, verify=cast("Mode", verify) if verify else None, override=override, actor=actor, progress=tell)
     if json:
         emit({**report.to_dict(), "problems": problems, "experts": panel.to_dict(), "advice": [found.to_dict() for found in advice]})
     else:
-        for text in report.lines():
-            say(text)
+        show(report)
         if report.unconsumed:
             say(f"{report.unconsumed} record(s) still wait to be distilled; to go on, run: memalign align")
+    if html:
+        write_page(report, html)
     skipped = any(not problem["warning"] for problem in problems)
-    raise typer.Exit(1 if skipped or report.failed_batches else 0)
+    unlearned = bool(report.failed_batches) or report.verification.outcome == "undone"
+    raise typer.Exit(1 if skipped or unlearned else 0)
 
 
 def read(files: list[str], scale: Scale, *, strict: bool = False) -> tuple[list[Feedback], list[dict[str, Any]]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memalign.cli.accept import accept
 from memalign.cli.options import Actor, AsJson, Database, JudgeName
 from memalign.cli.past import diff, explain, rollback
 from memalign.cli.questions import answer, questions
@@ -154,3 +155,4 @@ app.command()(rollback)
 app.command()(explain)
 app.command()(questions)
 app.command()(answer)
+app.command()(accept)
