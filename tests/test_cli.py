@@ -460,6 +460,25 @@ def test_memory_diff_rollback_and_explain(run: Run, taught: str, tmp_path: Path)
     assert [held["id"] for held in touched] == [verdict]
 
 
+def test_export_and_import(run: Run, taught: str, tmp_path: Path) -> None:
+    out, other = str(tmp_path / "out.memalign"), str(tmp_path / "other.db")
+    assert "judge 'polite' at revision 1" in run("export", out).stdout
+    assert "exists; name another file" in run("export", out, code=2).stderr
+    assert json.loads(run("export", out, "--overwrite", "--no-vectors", "--log", "--json").stdout)["counts"]["feedback"] == 3
+    assert "would be restored" in run("import", out, "--db", other, "--dry-run").stdout
+    assert not Path(other).exists()
+    assert json.loads(run("import", out, "--db", other, "--json").stdout)["added"] == 3
+    assert run("memory", "list", "--episodes", "--db", other).stdout == run("memory", "list", "--episodes").stdout
+    assert "3 known" in run("import", out, "--db", other).stdout
+    run("memory", "unalign", "r1", "--db", other)
+    conflict = run("import", out, "--db", other, "--on-conflict", "theirs", code=1)
+    assert "! r1 was withdrawn here" in conflict.stdout
+    assert json.loads(run("import", out, "--db", other, "--judge", "twin", "--json").stdout)["how"] == "restored"
+    Path(out).write_bytes(Path(out).read_bytes()[:-40])
+    assert "is truncated" in run("import", out, "--db", str(tmp_path / "third.db"), code=2).stderr
+    assert not (tmp_path / "third.db").exists()
+
+
 def test_memory_unalign_and_history(run: Run, taught: str) -> None:
     assert "nothing was changed" in run("memory", "unalign", "r1", "r9", code=2).stderr
     assert "1 withdrawn" in run("memory", "unalign", "r1", "--actor", "lead").stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +13,8 @@ from memalign import ConfigurationError, Judge, NotFound
 from memalign.memory import Memory
 from memalign.memory.revisions import Decision
 from memalign.models.scripted import ScriptedChatModel
+
+pytestmark = pytest.mark.both_stores
 
 RUDE, SLOW, WARM = "Never be rude.", "Give a date.", "Be warm."
 
@@ -177,7 +178,7 @@ def test_a_record_that_waits_is_still_learned_after_a_rollback(make_judge: MakeJ
 
 
 class _Broken:
-    id = "scripted/words-64"
+    id = "scripted/without-power"
 
     async def embed(self, texts: Any) -> Any:
         raise RuntimeError("no power")
@@ -373,6 +374,5 @@ def test_it_survives_opening_again(judge: Judge, db: str, make_judge: MakeJudge)
     judge.memory.rollback(2)
     judge.close()
     again = make_judge(memory=db)
-    assert Path(db).exists()
     assert not again.memory.diff(2, 6)
     assert again.memory.explain(verdict.id).value is True

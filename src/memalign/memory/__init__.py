@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memalign.errors import NotFound
 from memalign.memory import difference, episodic, explanation, log, provenance, revisions, rollback, semantic
@@ -15,6 +17,19 @@ from memalign.memory.provenance import Provenance
 from memalign.memory.revisions import Revision
 from memalign.memory.rollback import Rollback
 from memalign.records import Episode, Feedback, Guideline, Usage
+
+if TYPE_CHECKING:
+    from memalign.memory.export import Exported
+    from memalign.memory.merge import Policy
+    from memalign.memory.porting import Imported
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage, how many are done, and of how many."""
+
+
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    pass
+
 
 __all__ = ["Cases", "Difference", "Explanation", "Memory", "Provenance", "Rollback", "View", "judge_names", "judge_settings"]
 
@@ -70,6 +85,36 @@ class Memory(Guidance):
         with self._store.reading() if dry_run else self._store.writing(judge_id) as connection:
             self._check(revision, revisions.current(connection, judge_id))
             return rollback.to(connection, judge_id, revision, actor=actor, dry_run=dry_run)
+
+    def export(self, path: str | Path, *, vectors: bool = True, log: bool = False, overwrite: bool = False, progress: Progress = _silent) -> Exported:
+        """Write the whole memory, every version of it, to one file that ``import_`` reads anywhere; see docs/format.md.
+
+        ``vectors``: so that nothing is embedded again; ``log``: the verdict log and the ledger as well. The file takes its name when it is complete.
+        Raises ConfigurationError, StoreError.
+        """
+        from memalign.memory.export import export
+
+        self._journal.flush()
+        with self._reading() as (connection, _):
+            return export(connection, self.judge_id, Path(path), vectors=vectors, log=log, overwrite=overwrite, progress=progress)
+
+    def import_(
+        self, path: str | Path, *, on_conflict: Policy = "newer", actor: str = "", dry_run: bool = False, progress: Progress = _silent
+    ) -> Imported:
+        """Bring in an export: as it was when this memory is empty, else merged as one new revision.
+
+        ``on_conflict`` decides where both hold a record of one id with different content: the "newer" by the time at which the expert spoke,
+        "ours", "theirs", or "error". A bad file raises StoreError, and nothing is changed.
+        """
+        from memalign.memory import porting
+
+        self._writable()
+        self._journal.flush()
+        found = porting.survey(Path(path), progress)
+        self.judge_id  # noqa: B018 - registers a judge that is new here with its own settings, not with those of the file
+        made = porting.bring(self._store, self.name, Path(path), found, on_conflict=on_conflict, actor=actor, dry_run=dry_run, progress=progress)
+        self.__dict__.pop("_identity", None)  # a restored judge has the secret of the one that was exported
+        return made
 
     def explain(self, verdict_id: str) -> Explanation:
         """On which guidelines, cases and revision a logged verdict rests, as they read then. Raises NotFound."""
