@@ -13,7 +13,8 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memalign.agreement import METRICS, Interval, length_baseline, measure, paired, short
+from memalign.agreement import METRICS, Interval, measure, paired, short
+from memalign.baseline import length_baseline
 from memalign.errors import BadRecord, ConfigurationError
 from memalign.records import Item
 from memalign.scale import Scale, Value

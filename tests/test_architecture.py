@@ -21,11 +21,11 @@ ROOT = Path(memalign.__file__).parent
 LAYERS = (
     "errors",
     "records",
-    "scale probabilities settings rendering prompts",
-    "agreement panel rows files models embedders stores",
+    "scale probabilities settings rendering prompts pairwise",
+    "agreement baseline panel reliability rows files models embedders stores",
     "memory",
-    "session prices working verdicts",
-    "alignment judging replaying calibration engines edge",
+    "session prices working verdicts fitting trial labelling",
+    "alignment judging replaying calibration suggesting engines edge",
     "description judge",
     "cli demo integrations web plots __main__",
 )

@@ -24,7 +24,7 @@ from memalign.memory.revisions import Decision
 from memalign.models import ChatReply, ChatRequest, TokenLogprobs
 from memalign.models.scripted import ScriptedChatModel
 from memalign.records import Usage
-from memalign.verdicts import read
+from memalign.verdicts import read, settled
 from memalign.working import Task, assemble, fenced
 
 pytestmark = pytest.mark.both_stores
@@ -595,14 +595,8 @@ def test_calibration_lets_the_experts_labels_decide(make_judge: MakeJudge) -> No
 @pytest.mark.parametrize(
     ("settings", "records", "note"),
     [
-        ({"scale": Scale.score(1, 5)}, [record(number, value=3) for number in range(12)], "boolean scale only"),
         ({}, [record(number, value=bool(number % 2)) for number in range(4)], "8 are needed"),
         ({}, [record(number, value=True) for number in range(12)], "all labels are equal"),
-        (
-            {"model": ScriptedChatModel(lambda request: "yes")},
-            [record(number, value=bool(number % 2)) for number in range(12)],
-            "token probabilities",
-        ),
     ],
 )
 def test_calibration_says_why_nothing_was_fitted(make_judge: MakeJudge, settings: dict[str, Any], records: list[Feedback], note: str) -> None:
@@ -615,9 +609,13 @@ def test_calibration_says_why_nothing_was_fitted(make_judge: MakeJudge, settings
 
 def test_no_decision_leaves_the_models_verdict(make_judge: MakeJudge) -> None:
     scale = Scale.boolean()
-    assert read(scale, told(0.6), explain=False, decision=Decision()).value is True
-    assert read(scale, told(0.6), explain=False, decision=Decision(bias=-3.0)).value is False
-    assert read(scale, ChatReply(text="yes"), explain=False, decision=Decision(bias=-3.0)).value is True, "no probabilities, no fitting"
+
+    def value(reply: ChatReply, decision: Decision) -> Any:
+        return settled(scale, [read(scale, reply, explain=False)], decision=decision).value
+
+    assert value(told(0.6), Decision()) is True
+    assert value(told(0.6), Decision(offsets=(-3.0, 0.0))) is False
+    assert value(ChatReply(text="yes"), Decision(offsets=(-3.0, 0.0))) is True, "fitted on token probabilities, which this reply lacks"
 
 
 def test_what_was_learned_changes_the_next_verdict(make_judge: MakeJudge) -> None:

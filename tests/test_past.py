@@ -29,7 +29,7 @@ def state(memory: Memory) -> tuple[Any, ...]:
     return records, guidelines, memory.view().decision
 
 
-def decided(judge: Judge, **weights: float) -> None:
+def decided(judge: Judge, **weights: Any) -> None:
     from memalign.judging import decide
 
     decide(judge.memory, Decision(**weights), actor="", judged=8)
@@ -43,7 +43,7 @@ def judge(make_judge: MakeJudge, db: str) -> Judge:
     made.align([record(3, SLOW)], actor="bob")
     made.align([record(1, WARM, value=True)])
     made.unalign([record(2).id])
-    decided(made, bias=1.5)
+    decided(made, offsets=(1.5, 0.0))
     return made
 
 
@@ -62,14 +62,14 @@ def test_a_difference_names_what_came_went_and_changed(judge: Judge) -> None:
     assert after is not None
     assert (before.feedback.rationale, after.feedback.rationale) == (RUDE, WARM)
     assert [made.number for made in found.revisions] == [2, 3, 4, 5]
-    assert found.decision == (Decision(), Decision(bias=1.5))
+    assert found.decision == (Decision(), Decision(offsets=(1.5, 0.0)))
     assert ("retired", "g1") in [(change.kind, change.id) for change in found.guidelines]
     assert found.purged == ()
     shown = "\n".join(found.lines(judge.scale.label_of))
     assert "was: no - Never be rude." in shown
     assert "now: yes - Be warm." in shown
     assert "- g1  When a reply is judged, heed Never be rude." in shown
-    assert "bias 1.5" in shown
+    assert "offsets 1.5 0" in shown
     assert json.loads(json.dumps(found.to_dict(), default=str))["records"][0]["kind"] == "changed"
 
 

@@ -97,7 +97,7 @@ def test_a_remembered_answer_is_weighed_as_a_fresh_one(make_judge: MakeJudge) ->
     from memalign.judging import decide
     from memalign.memory.revisions import Decision
 
-    decide(judge.memory, Decision(bias=-5.0), actor="", judged=0)
+    decide(judge.memory, Decision(offsets=(-5.0, 0.0)), actor="", judged=0)
     weighed = replayed(judge, None)
     assert (weighed.value, weighed.usage.calls) == (False, 0)
 

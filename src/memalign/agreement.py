@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from memalign.errors import ConfigurationError
-from memalign.records import canonical
+from memalign.pairwise import PositionBias
 from memalign.scale import Scale
 
 Floats = npt.NDArray[np.float64]
@@ -52,6 +52,10 @@ class Agreement:
     failures: int
     """Items without a verdict: counted here only, never as agreement or disagreement."""
     confidence: float
+    abstained: int = 0
+    """Items that the judge left to the experts: counted here only."""
+    position_bias: PositionBias | None = None
+    """Pairwise in both orders: what the order did to the verdicts, abstentions included."""
     accuracy: Interval | None = None
     balanced_accuracy: Interval | None = None
     """Mean recall over the labels that the experts gave."""
@@ -72,13 +76,18 @@ class Agreement:
     notes: tuple[str, ...] = ()
 
     @property
+    def coverage(self) -> float | None:
+        """Share of the verdicts that are no abstentions; None without any."""
+        return self.n / (self.n + self.abstained) if self.n + self.abstained else None
+
+    @property
     def metrics(self) -> dict[str, Interval]:
         """The defined metrics by name, the most telling first."""
         return {name: metric for name in METRICS if (metric := getattr(self, name)) is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
-        return asdict(self)
+        return asdict(self) | {"coverage": self.coverage, "position_bias": self.position_bias.to_dict() if self.position_bias else None}
 
     def lines(self) -> list[str]:
         """Give the measurement as short lines of plain text."""
@@ -86,6 +95,10 @@ class Agreement:
         lines[:1] = [f"{lines[0]}, n = {self.n}" if lines else f"n = {self.n}"]
         if self.failures:
             lines.append(f"failures {self.failures} of {self.n + self.failures}, not counted above")
+        if self.abstained:
+            lines.append(f"abstained {self.abstained} of {self.n + self.abstained}, not counted above (coverage {short(self.coverage or 0.0)})")
+        if self.position_bias is not None:
+            lines.append(self.position_bias.line())
         return lines + [f"note: {note}" for note in self.notes]
 
 
@@ -117,19 +130,12 @@ class Paired:
         return [f"fixed {self.fixed}, broken {self.broken}, p {short(self.p_value, digits=3)} (exact McNemar), n = {self.n}{skipped}"]
 
 
-class HasOutputs(Protocol):
-    """An item, a feedback record, or anything else with ``outputs``."""
-
-    @property
-    def outputs(self) -> Any:
-        """Any JSON value."""
-
-
 def measure(
     scale: Scale,
     pairs: Sequence[tuple[Any, Any]],
     *,
     failures: int = 0,
+    abstained: int = 0,
     resamples: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
@@ -147,7 +153,9 @@ def measure(
     expert, judge = codes[:, 0], codes[:, 1]
     confusion = _confusion(scale, expert, judge)
     if not len(pairs):
-        return Agreement(n=0, failures=failures, confidence=confidence, confusion=confusion, notes=("nothing was measured: no pairs",))
+        return Agreement(
+            n=0, failures=failures, abstained=abstained, confidence=confidence, confusion=confusion, notes=("nothing was measured: no pairs",)
+        )
 
     sample = _Sample(scale, expert, judge)
     point = sample.statistics(np.ones((1, len(pairs))))
@@ -170,7 +178,16 @@ def measure(
         bound = ((1 - confidence) / 2) ** (1 / len(pairs))  # Clopper-Pearson with no miss
         side = f"at least {short(bound)}" if metrics["accuracy"].value else f"at most {short(1 - bound)}"
         notes.append(f"the interval of a perfect split has no width; exactly, the accuracy is {side}")
-    return Agreement(n=len(pairs), failures=failures, confidence=confidence, confusion=confusion, notes=tuple(notes), **metrics)
+    return Agreement(
+        n=len(pairs),
+        failures=failures,
+        abstained=abstained,
+        confidence=confidence,
+        position_bias=None,
+        confusion=confusion,
+        notes=tuple(notes),
+        **metrics,
+    )
 
 
 def paired(scale: Scale, expert: Sequence[Any], before: Sequence[Any], after: Sequence[Any]) -> Paired:
@@ -190,25 +207,6 @@ def paired(scale: Scale, expert: Sequence[Any], before: Sequence[Any], after: Se
         fixed += now and not was
         broken += was and not now
     return Paired(n=len(expert) - skipped, fixed=fixed, broken=broken, skipped=skipped, p_value=mcnemar_p(fixed, broken))
-
-
-def length_baseline(items: Sequence[HasOutputs], values: Sequence[Any]) -> float | None:
-    """How well the length of the output alone ranks the labels: 0.5 is chance, 1 means that longer is always better.
-
-    For boolean values this is the area under the ROC curve; for scores its extension to all pairs of different scores; for "a" and "b" the
-    length of output a minus that of b is ranked. Ties and values without an order are left out. None when nothing is left to compare.
-    """
-    if len(items) != len(values):
-        raise ConfigurationError("length_baseline needs one value for each item")
-    kept = [(_length(item.outputs), _worth(value)) for item, value in zip(items, values, strict=True) if _worth(value) is not None]
-    lengths = np.array([length for length, _ in kept], dtype=np.float64)
-    worth = np.array([value for _, value in kept], dtype=np.float64)
-    wins = comparisons = 0.0
-    for level in np.unique(worth)[1:]:
-        shorter, mine = np.sort(lengths[worth < level]), lengths[worth == level]
-        wins += float(np.searchsorted(shorter, mine, "left").sum() + np.searchsorted(shorter, mine, "right").sum()) / 2
-        comparisons += len(shorter) * len(mine)
-    return wins / comparisons if comparisons else None
 
 
 def short(number: float, *, digits: int = 2) -> str:
@@ -315,13 +313,3 @@ def mcnemar_p(fixed: int, broken: int) -> float:
         ways += term
         term = term * (flips - successes) // (successes + 1)
     return min(1.0, 2 * ways / (1 << flips))
-
-
-def _worth(value: Any) -> float | None:
-    return {"a": 1.0, "b": 0.0}.get(value) if isinstance(value, str) else float(value)
-
-
-def _length(outputs: Any) -> int:
-    if isinstance(outputs, Mapping) and outputs.keys() == {"a", "b"}:
-        return _length(outputs["a"]) - _length(outputs["b"])
-    return len(outputs) if isinstance(outputs, str) else len(canonical(outputs))

@@ -3,65 +3,120 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memalign.engines import in_flight
 from memalign.errors import ModelUnavailable
-from memalign.judging import Recall, attempt, decide
+from memalign.judging import PLAIN, Caution, Recall, attempt, decide
 from memalign.memory.episodic import Stored
 from memalign.memory.revisions import Decision
-from memalign.memory.vote import pairs
 from memalign.records import Failure, Usage, Verdict
+from memalign.scale import Scale
 from memalign.session import Session
-from memalign.verdicts import fitted, stacked
+from memalign.verdicts import Answer, pooled
 from memalign.working import Task
 
+if TYPE_CHECKING:
+    from memalign.memory.vote import Ballot
+    from memalign.reliability import Covered, Reliability
+    from memalign.trial import Trial
+
 _FEWEST = 8
-"""Labels from which a threshold is fitted; fewer would fit noise."""
+"""Labels from which weights are fitted; fewer would fit noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What a calibration found."""
+    """What a calibration found, each record judged without its own case."""
 
     judged: int
     decision: Decision | None
     """How model and vote are weighed from now on; None when nothing was fitted."""
-    model_alone: float | None
-    """Balanced accuracy of the model's own verdicts on the judged records."""
-    left_out: float | None
-    """Balanced accuracy on them when each is decided by weights fitted without it."""
     revision: int
     note: str
+    """Why nothing was fitted, or what is remarkable about what was."""
+    before: Reliability | None = None
+    """The model alone, as it says itself."""
+    after: Reliability | None = None
+    """What was fitted, on records that were left out when it was fitted."""
     usage: Usage = Usage()
+
+    @property
+    def model_alone(self) -> float | None:
+        """Balanced accuracy of the model's own verdicts on the judged records."""
+        return None if self.before is None else self.before.balanced_accuracy
+
+    @property
+    def left_out(self) -> float | None:
+        """Balanced accuracy on them when each is decided by weights fitted without it."""
+        return None if self.after is None else self.after.balanced_accuracy
+
+    def coverage_at(self, agreement: float) -> Covered | None:
+        """The threshold for ``abstain_below`` that reaches a wanted agreement on the verdicts that remain; None when none does.
+
+        Raises ConfigurationError for an agreement that is no share.
+        """
+        return None if self.after is None else self.after.coverage_at(agreement)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
-        return asdict(self)
+        return asdict(self) | {"model_alone": self.model_alone, "left_out": self.left_out}
 
 
 async def calibrate(
-    session: Session, task: Task, recall: Recall, *, sample: int, actor: str, progress: Callable[[str, int, int], None]
+    session: Session,
+    task: Task,
+    recall: Recall,
+    *,
+    sample: int,
+    actor: str,
+    progress: Callable[[str, int, int], None],
+    caution: Caution = PLAIN,
 ) -> Calibration:
     """Judge records that are no exemplars with their own case hidden, and fit the weights of model and vote on their labels.
 
     Raises ModelUnavailable when no record could be judged.
     """
     view = await asyncio.to_thread(session.memory.view)
-    nothing = Calibration(judged=0, decision=None, model_alone=None, left_out=None, revision=view.revision, note="")
-    if task.scale.kind != "boolean":
-        return replace(nothing, note=f"weights are fitted on the boolean scale only, not on {task.scale.spec}")
+    nothing = Calibration(judged=0, decision=None, revision=view.revision, note="")
     shown = {episode.feedback.item.id for episode in view.exemplars}
     held = await asyncio.to_thread(session.memory.stored)
     chosen = balanced_sample([stored for stored in held if stored.item_id not in shown], sample)
     if len(chosen) < _FEWEST:
         return replace(nothing, note=f"{len(chosen)} labelled records can be judged without their own case; {_FEWEST} are needed")
+    plain = replace(caution, fitted=False, abstain_below=None, expected_score=False)
+    results = await _judged(session, task, chosen, replace(recall, own=False), plain, progress)
+    usage = sum((verdict.usage for verdict in results.values()), Usage())
+    if len(results) < _FEWEST:
+        return replace(nothing, judged=len(results), usage=usage, note=f"only {len(results)} records got a verdict; {_FEWEST} are needed")
+    counted = {verdict.votes for verdict in results.values()}
+    if len(counted) > 1:
+        note = f"{session.model.name} told token probabilities for some replies only; ask again, or give votes=3 or more"
+        return replace(nothing, judged=len(results), usage=usage, note=note)
+    votes = counted.pop()
+    both = all(verdict.orders is not None for verdict in results.values())
+    ballot = await asyncio.to_thread(session.memory.ballot, view)
+    verdicts = {chosen[place].item_id: verdict for place, verdict in results.items()}
+    trial = await asyncio.to_thread(_tried, task.scale, held, verdicts, ballot, mirrored=both)
+    if trial is None:
+        return replace(nothing, judged=len(results), usage=usage, note="all labels are equal: nothing to fit")
+    decision = replace(trial.decision, votes=votes, model=session.model.name, cases=view.decision.cases)
+    revision = await asyncio.to_thread(decide, session.memory, decision, actor=actor, judged=len(results))
+    return Calibration(
+        judged=len(results), decision=decision, revision=revision, note=trial.note, before=trial.before, after=trial.after, usage=usage
+    )
+
+
+async def _judged(
+    session: Session, task: Task, chosen: Sequence[Stored], recall: Recall, caution: Caution, progress: Callable[[str, int, int], None]
+) -> dict[int, Verdict]:
     results: dict[int, Verdict] = {}
     failures: list[Failure] = []
     done = 0
-    async for place, result in in_flight(chosen, lambda stored: attempt(session, task, stored.feedback.item, recall, temperature=0.0)):
+    work = in_flight(chosen, lambda stored: attempt(session, task, stored.feedback.item, recall, temperature=0.0, caution=caution))
+    async for place, result in work:
         done += 1
         progress("calibrate", done, len(chosen))
         if isinstance(result, Verdict):
@@ -70,54 +125,27 @@ async def calibrate(
             failures.append(result)
     if not results and failures:
         raise ModelUnavailable(f"none of {len(failures)} records could be judged; the first: {failures[0].error}", attempts=len(failures))
-    usage = sum((verdict.usage for verdict in results.values()), Usage())
-    told = {place: verdict for place, verdict in results.items() if verdict.probabilities is not None}
-    if len(told) < _FEWEST:
-        return replace(nothing, judged=len(results), usage=usage, note=f"{session.model.name} does not tell token probabilities")
-    yes = {chosen[place].item_id: verdict.probabilities["yes"] for place, verdict in told.items() if verdict.probabilities is not None}
-    votes = await asyncio.to_thread(session.memory.left_out_votes, view)
-    everyone = {stored.item_id: bool(stored.feedback.value) for stored in held if stored.item_id in votes}
-    cases = [_Case(label, votes[item_id], yes.get(item_id)) for item_id, label in everyone.items()]
-    decision = _fitted(cases)
-    if decision is None:
-        return replace(nothing, judged=len(results), usage=usage, note="all labels are equal: nothing to fit")
-    decision = replace(decision, cases=view.decision.cases)
-    revision = await asyncio.to_thread(decide, session.memory, decision, actor=actor, judged=len(told))
-    judged = [place for place, case in enumerate(cases) if case.yes is not None]
-    labels = [cases[place].label for place in judged]
-    left_out = _left_out(cases)
-    return Calibration(
-        judged=len(told),
-        decision=decision,
-        model_alone=_balanced(labels, [(cases[place].yes or 0.0) >= 0.5 for place in judged]),
-        left_out=_balanced(labels, [left_out[place] for place in judged]),
-        revision=revision,
-        note="",
-        usage=usage,
-    )
+    return results
 
 
-@dataclass(frozen=True, slots=True)
-class _Case:
-    label: bool
-    vote: float
-    yes: float | None
-    """The model's probability, if it judged the case."""
+def _tried(scale: Scale, held: Sequence[Stored], verdicts: Mapping[str, Verdict], ballot: Ballot | None, *, mirrored: bool) -> Trial | None:
+    from memalign.trial import Judged, case_of, tried
 
-
-def _fitted(cases: Sequence[_Case]) -> Decision | None:
-    return fitted([case.yes for case in cases], [case.vote for case in cases], [case.label for case in cases])
-
-
-def _left_out(cases: Sequence[_Case]) -> list[bool]:
-    """The verdict on each case by weights fitted without it; an opposite case is left out with it."""
-    verdicts = [False] * len(cases)
-    for fold in pairs([case.label for case in cases]):
-        decision = _fitted([case for place, case in enumerate(cases) if place not in fold]) or Decision()
-        for place in fold:
-            yes = cases[place].yes
-            verdicts[place] = stacked(0.5 if yes is None else yes, cases[place].vote, decision) >= 0.5
-    return verdicts
+    given: dict[str, list[Any]] = {}
+    for stored in held:
+        given.setdefault(stored.item_id, []).append(stored.feedback.value)
+    votes = {} if ballot is None else {item_id: tuple(map(float, ballot.left_out[row])) for item_id, row in ballot.place.items()}
+    items = [item_id for item_id in given if item_id in verdicts or item_id in votes]
+    cases, judged = [], []
+    for place, item_id in enumerate(items):
+        values, verdict, shares = given[item_id], verdicts.get(item_id), None
+        if verdict is not None:
+            bare = verdict.probabilities is None
+            shares = verdict.probabilities or pooled(scale, [Answer(verdict.value, "", None)])[0]
+            truth = max(values, key=lambda value: (values.count(value), value == values[-1]))
+            judged.append(Judged(place=place, truth=truth, said=verdict.value, shares=shares, bare=bare))
+        cases.append(case_of(scale, values, shares, votes.get(item_id, ())))
+    return tried(scale, cases, judged, mirrored=mirrored)
 
 
 def balanced_sample(records: Sequence[Stored], size: int) -> list[Stored]:
@@ -129,8 +157,3 @@ def balanced_sample(records: Sequence[Stored], size: int) -> list[Stored]:
     queues = [by_label[label] for label in sorted(by_label)]
     turns = [queue[place] for place in range(max(map(len, queues), default=0)) for queue in queues if place < len(queue)]
     return turns[:size]
-
-
-def _balanced(labels: Sequence[bool], verdicts: Sequence[bool]) -> float:
-    recalls = [sum(v == label for label, v in zip(labels, verdicts, strict=True) if label is kind) / labels.count(kind) for kind in (True, False)]
-    return sum(recalls) / 2

@@ -37,6 +37,10 @@ class Description:
         explain: bool | None = None,
         temperature: float = 0.0,
         floor: float = 0.3,
+        abstain_below: float | None = None,
+        votes: int | None = None,
+        both_orders: bool | None = None,
+        expected_score: bool = False,
     ) -> None:
         """Describe a judge; nothing is opened yet.
 
@@ -44,7 +48,11 @@ class Description:
         is the same by default. ``memory``: a file, postgresql://user@host/database, or None for RAM. ``k``: how many similar items' cases a
         judgement is shown (5; in process 0); ``exemplars``: how many cases stand before every judgement, where a prefix cache serves them (0);
         ``explain``: whether the judge gives a rationale before its verdict (yes; in process no, since it writes some ten tokens a second);
-        ``floor``: the least cosine similarity of a case that is shown. Raises ConfigurationError.
+        ``floor``: the least cosine similarity of a case that is shown. ``abstain_below``: the confidence below which it leaves an item to the
+        experts (never); ``votes``: how many replies are counted (one, unless calibration counted more or a confidence is needed and comes from
+        nothing else); ``both_orders``: pairwise, whether each pair is judged in both orders, at twice the calls (yes; in process no);
+        ``expected_score``: whether a score is the one nearest to the mean under its probabilities, not the likeliest (no). Raises
+        ConfigurationError.
         """
         if not name.strip() or not instructions.strip():
             raise ConfigurationError("a judge needs a name and instructions")
@@ -61,11 +69,17 @@ class Description:
         self.k = (0 if in_process else 5) if k is None else k
         self.exemplars = exemplars
         self.explain = not in_process if explain is None else explain
+        self.both_orders = (scale.kind == "pairwise" and not in_process) if both_orders is None else both_orders
+        self.abstain_below = abstain_below
+        self.votes = votes
+        self.expected_score = expected_score
         self._session: Session | None = None
         self.revision: int | None = None
         """The revision it is pinned to by ``at``; None follows memory."""
         if self.k < 0 or self.exemplars < 0:
             raise ConfigurationError("k and exemplars must be 0 or more")
+        if (abstain_below is not None and not 0 <= abstain_below <= 1) or (votes is not None and votes < 1):
+            raise ConfigurationError("abstain_below is a confidence from 0 to 1, and votes are 1 or more")
 
     @classmethod
     def load(cls, memory: str, name: str, **changes: Any) -> Self:
@@ -106,6 +120,10 @@ class Description:
             "explain": self.explain,
             "temperature": self.temperature,
             "floor": self.floor,
+            "abstain_below": self.abstain_below,
+            "votes": self.votes,
+            "both_orders": self.both_orders,
+            "expected_score": self.expected_score,
         }
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from memalign import edge
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from memalign.agreement import Agreement
     from memalign.alignment import Advice, AlignReport, Mode, Trying
     from memalign.calibration import Calibration
-    from memalign.judging import Part, Recall
+    from memalign.judging import Caution, Part, Recall
     from memalign.panel import Panel
+    from memalign.suggesting import Suggestion
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, how many are done, and of how many."""
@@ -36,41 +38,62 @@ class Judge(Description):
 
     # Judging
 
-    def __call__(self, *, inputs: Any = None, outputs: Any = None, expectations: Any = None) -> Verdict:
-        """Judge one item. Raises RetryableError or PermanentError."""
-        return edge.run(self.acall(inputs=inputs, outputs=outputs, expectations=expectations))
+    def __call__(
+        self, *, inputs: Any = None, outputs: Any = None, expectations: Any = None, abstain_below: float | None = None, votes: int | None = None
+    ) -> Verdict:
+        """Judge one item; ``abstain_below`` and ``votes`` in place of the judge's own settings. Raises RetryableError or PermanentError."""
+        return edge.run(self.acall(inputs=inputs, outputs=outputs, expectations=expectations, abstain_below=abstain_below, votes=votes))
 
-    async def acall(self, *, inputs: Any = None, outputs: Any = None, expectations: Any = None) -> Verdict:
-        """Judge one item. Raises RetryableError or PermanentError."""
+    async def acall(
+        self, *, inputs: Any = None, outputs: Any = None, expectations: Any = None, abstain_below: float | None = None, votes: int | None = None
+    ) -> Verdict:
+        """Judge one item; see ``__call__``."""
         from memalign.judging import judge
 
         item = Item(inputs=inputs, outputs=outputs, expectations=expectations)
-        return await judge(self.session, self.task, item, self._recall(), temperature=self.temperature)
+        caution = self._caution(abstain_below, votes)
+        return await judge(self.session, self.task, item, self._recall(), temperature=self.temperature, caution=caution)
 
     def batch(
-        self, items: Iterable[Item | Feedback], *, memory: Part = "both", own: bool = True, progress: Progress = _silent
+        self,
+        items: Iterable[Item | Feedback],
+        *,
+        memory: Part = "both",
+        own: bool = True,
+        abstain_below: float | None = None,
+        votes: int | None = None,
+        progress: Progress = _silent,
     ) -> list[Verdict | Failure]:
         """One Verdict or Failure an item, in input order, whatever fails.
 
         ``memory``: which part of it takes part ("both", "guidelines", "cases", "none": the unaligned judge). ``own``: whether an item's own
         episode may be seen: as in service, or hidden as in evaluation. Verdicts are logged only as in service.
         """
-        return edge.run(self.abatch(items, memory=memory, own=own, progress=progress))
+        return edge.run(self.abatch(items, memory=memory, own=own, abstain_below=abstain_below, votes=votes, progress=progress))
 
     async def abatch(
-        self, items: Iterable[Item | Feedback], *, memory: Part = "both", own: bool = True, progress: Progress = _silent
+        self,
+        items: Iterable[Item | Feedback],
+        *,
+        memory: Part = "both",
+        own: bool = True,
+        abstain_below: float | None = None,
+        votes: int | None = None,
+        progress: Progress = _silent,
     ) -> list[Verdict | Failure]:
         """One Verdict or Failure an item, in input order, whatever fails; see ``batch``."""
         waiting = list(items)
         results: dict[int, Verdict | Failure] = {}
-        async for place, result in self._stream(waiting, self._recall(own=own, part=memory)):
+        async for place, result in self._stream(waiting, self._recall(own=own, part=memory), self._caution(abstain_below, votes)):
             results[place] = result
             progress("judge", len(results), len(waiting))
         return [results[place] for place in range(len(waiting))]
 
-    def astream(self, items: Iterable[Item | Feedback]) -> AsyncIterator[tuple[int, Verdict | Failure]]:
+    def astream(
+        self, items: Iterable[Item | Feedback], *, abstain_below: float | None = None, votes: int | None = None
+    ) -> AsyncIterator[tuple[int, Verdict | Failure]]:
         """Pairs of (place in the input, Verdict or Failure) as they come."""
-        return self._stream(items, self._recall())
+        return self._stream(items, self._recall(), self._caution(abstain_below, votes))
 
     # Learning
 
@@ -126,15 +149,32 @@ class Judge(Description):
         self._writable()
         return edge.run(unalign(self.session, [ids] if isinstance(ids, str) else list(ids), actor=actor))
 
-    def calibrate(self, *, sample: int = 40, actor: str = "", progress: Progress = _silent) -> Calibration:
+    def calibrate(self, *, sample: int = 40, votes: int | None = None, actor: str = "", progress: Progress = _silent) -> Calibration:
         """Fit, on the experts' own labels, how the model's probability and the vote of similar cases decide; own cases are hidden meanwhile.
 
-        Judges at most ``sample`` records. For the boolean scale and models that give token probabilities; else a note says why nothing was fitted.
+        Judges at most ``sample`` records. ``votes``: for a model that does not tell token probabilities, how many replies are counted, here and in
+        the judgements that follow. What does not do better on left-out records takes no part, and a note says what was found.
         """
         from memalign.calibration import calibrate
 
         self._writable()
-        return edge.run(calibrate(self.session, self.task, self._recall(own=False), sample=sample, actor=actor, progress=progress))
+        recall, caution = self._recall(own=False), self._caution(None, votes)
+        return edge.run(calibrate(self.session, self.task, recall, sample=sample, caution=caution, actor=actor, progress=progress))
+
+    def suggest(self, items: Iterable[Item | Feedback], n: int = 20, *, calls: int = 0, progress: Progress = _silent) -> list[Suggestion]:
+        """The ``n`` unlabelled items whose verdict by an expert would teach most, the best first, with the reasons and the parts of their score.
+
+        Items that memory holds are left out, equal ones are one. ``calls``: how many items may be judged for it, the least known first; with 0
+        only logged verdicts, cases and vectors are used.
+        """
+        return edge.run(self.asuggest(items, n, calls=calls, progress=progress))
+
+    async def asuggest(self, items: Iterable[Item | Feedback], n: int = 20, *, calls: int = 0, progress: Progress = _silent) -> list[Suggestion]:
+        """The items to label next; see ``suggest``."""
+        from memalign.suggesting import suggest
+
+        judged = partial(self.abatch, progress=progress)
+        return await suggest(self.session, self.scale, list(_items(items)), n, calls=calls, judged=judged, progress=progress)
 
     def coach(self, feedback: Feedback) -> Advice:
         """Ask, before a correction is stored, whether its reason is usable: too vague, a repetition of the verdict, or against a guideline or case.
@@ -158,20 +198,33 @@ class Judge(Description):
         new = self._checked(feedback)
         return panel(self.scale, [*self.memory.shared([record.item.id for record in new]), *new])
 
-    def evaluate(self, feedback: Iterable[Feedback], *, memory: Part = "both", own: bool = False, progress: Progress = _silent) -> Agreement:
+    def evaluate(
+        self,
+        feedback: Iterable[Feedback],
+        *,
+        memory: Part = "both",
+        own: bool = False,
+        abstain_below: float | None = None,
+        votes: int | None = None,
+        progress: Progress = _silent,
+    ) -> Agreement:
         """How far the judge agrees with experts; an item's own episode is hidden from it, unless ``own``; ``memory`` as in ``batch``.
 
-        Failures are counted apart, never as a verdict.
+        Failures and abstentions are counted apart, never as a verdict: agreement is that on the items that the judge does decide.
         """
         records = self._checked(feedback)
-        return self.agreement(records, self.batch(records, memory=memory, own=own, progress=progress))
+        verdicts = self.batch(records, memory=memory, own=own, abstain_below=abstain_below, votes=votes, progress=progress)
+        return self.agreement(records, verdicts)
 
     def agreement(self, feedback: Sequence[Feedback], verdicts: Sequence[Verdict | Failure]) -> Agreement:
         """Agreement of verdicts with experts' feedback on the same items, in the same order."""
         from memalign.agreement import measure
+        from memalign.pairwise import position_bias
 
-        pairs = [(f.value, v.value) for f, v in zip(feedback, verdicts, strict=True) if isinstance(v, Verdict)]
-        return measure(self.scale, pairs, failures=len(feedback) - len(pairs))
+        given = [(f.value, v) for f, v in zip(feedback, verdicts, strict=True) if isinstance(v, Verdict)]
+        pairs = [(value, verdict.value) for value, verdict in given if not verdict.abstained]
+        found = measure(self.scale, pairs, failures=len(feedback) - len(given), abstained=len(given) - len(pairs))
+        return replace(found, position_bias=position_bias(verdict.orders for _, verdict in given))
 
     def at(self, revision: int) -> Judge:
         """A read-only judge with the memory of a revision. Raises NotFound."""
@@ -197,15 +250,25 @@ class Judge(Description):
         mode = verify or "off"
         if mode not in ("off", "fast", "full"):
             raise ConfigurationError(f"verify={verify!r} is not known; known: 'off', 'fast', 'full'")
-        replayer = Replayer(self.session, self.task, self._recall(), temperature=self.temperature)
+        replayer = Replayer(self.session, self.task, self._recall(), temperature=self.temperature, caution=self._caution(None, None))
         return Trying(replay=replayer, mode=mode, draws=1 if in_process and self.temperature == 0 else DRAWS, override=override)
 
-    def _stream(self, items: Iterable[Item | Feedback], recall: Recall) -> AsyncIterator[tuple[int, Verdict | Failure]]:
+    def _caution(self, abstain_below: float | None, votes: int | None) -> Caution:
+        from memalign.judging import Caution
+
+        return Caution(
+            votes=self.votes if votes is None else votes,
+            abstain_below=self.abstain_below if abstain_below is None else abstain_below,
+            both_orders=self.both_orders,
+            expected_score=self.expected_score,
+        )
+
+    def _stream(self, items: Iterable[Item | Feedback], recall: Recall, caution: Caution) -> AsyncIterator[tuple[int, Verdict | Failure]]:
         from memalign.engines import in_flight
         from memalign.judging import attempt
 
         task = self.task
-        return in_flight(_items(items), lambda item: attempt(self.session, task, item, recall, temperature=self.temperature))
+        return in_flight(_items(items), lambda item: attempt(self.session, task, item, recall, temperature=self.temperature, caution=caution))
 
     def _checked(self, feedback: Iterable[Feedback]) -> list[Feedback]:
         """Feedback that can be stored, with its values in the scale's own form. Raises BadRecord, naming the record's place."""

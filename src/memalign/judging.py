@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from uuid import uuid4
 
-from memalign.errors import MemalignError, UnreadableReply
+from memalign.errors import ConfigurationError, MemalignError, UnreadableReply
 from memalign.memory import Memory, View, revisions
 from memalign.memory.revisions import Decision
-from memalign.models import ChatReply
+from memalign.pairwise import mirrored, mirrored_case
 from memalign.records import Episode, Failure, Guideline, Item, Verdict, content_hash
 from memalign.rendering import search_text
 from memalign.session import Meter, Session
-from memalign.verdicts import read
+from memalign.verdicts import Answer, Reading, read, settled
 from memalign.working import Task, WorkingMemory, assemble, request
+
+if TYPE_CHECKING:
+    from memalign.embedders import Vectors
 
 Part = Literal["both", "guidelines", "cases", "none"]
 
+VOTES = 5
+"""Replies that are counted when abstaining is asked for and the model does not tell token probabilities."""
+
 _ATTEMPTS = 3
+_VOTE_TEMPERATURE = 0.7
+"""Of the replies beyond the first: without it, a memory without cases would give the same reply again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +50,60 @@ class Recall:
     """These in place of the active ones, to see what a change would do before it is stored."""
 
 
-async def judge(session: Session, task: Task, item: Item, recall: Recall, *, temperature: float) -> Verdict:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caution:
+    """How sure a verdict has to be, and what is spent on it."""
+
+    votes: int | None = None
+    """Replies that are counted, each shown other cases; None: as many as calibration counted, and five where abstaining is asked for and
+    nothing else tells a confidence."""
+    abstain_below: float | None = None
+    """The least confidence of a verdict; below, the judge abstains."""
+    both_orders: bool = False
+    """Pairwise: whether outputs a and b are also shown in the other order."""
+    expected_score: bool = False
+    """Scores: whether the value is the score nearest to the mean under the probabilities, not the likeliest."""
+    fitted: bool = True
+    """Whether what the experts' labels fitted takes part."""
+
+    def __post_init__(self) -> None:
+        if self.votes is not None and self.votes < 1:
+            raise ConfigurationError(f"votes must be 1 or more, not {self.votes}")
+        if self.abstain_below is not None and not 0 <= self.abstain_below <= 1:
+            raise ConfigurationError(f"abstain_below is a confidence from 0 to 1, not {self.abstain_below}")
+
+
+PLAIN = Caution()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recalled:
+    """What memory brings to a judgement."""
+
+    view: View
+    guidelines: tuple[Guideline, ...] = ()
+    exemplars: tuple[Episode, ...] = ()
+    similar: tuple[Episode, ...] = ()
+    """Similar cases, the most similar last; those of the item itself, where they may be seen, at the very end."""
+    vote: tuple[float, ...] = ()
+    """The vote of the cases, if it counts."""
+    voters: tuple[str, ...] = ()
+    """Ids of the records that carried it."""
+
+    def context(self, task: Task, item: Item) -> WorkingMemory:
+        """The messages that ask for a verdict on the item."""
+        return assemble(task, item, self.guidelines, self.exemplars, self.similar)
+
+
+async def judge(session: Session, task: Task, item: Item, recall: Recall, *, temperature: float, caution: Caution = PLAIN) -> Verdict:
     """Judge one item. Raises what the model and the embedder raise; UnreadableReply after three unusable replies."""
     started = time.perf_counter()
     meter = Meter()
     try:
         item.id  # noqa: B018 - refuses at once what is no JSON value
-        view, context, vote, voters = await recalled(session, meter, task, item, recall)
-        reply = await asked(session, meter, task, context, temperature)
-        reading = read(task.scale, reply, explain=task.explain, decision=view.decision if recall.part == "both" else Decision(), vote=vote)
+        brought = await recalled(session, meter, task, item, recall, caution)
+        context = brought.context(task, item)
+        reading = await heard(session, meter, task, item, recall, brought, temperature=temperature, caution=caution)
     except MemalignError:
         session.memory.log(meter.calls)
         raise
@@ -59,29 +115,33 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
         confidence=reading.confidence,
         guideline_ids=context.guideline_ids,
         episode_ids=context.episode_ids,
-        voter_ids=voters,
-        revision=view.revision,
+        voter_ids=brought.voters,
+        revision=brought.view.revision,
         usage=meter.usage,
         cost_usd=meter.cost_usd,
         seconds=time.perf_counter() - started,
         probabilities=reading.probabilities,
+        abstained=_abstains(reading, caution),
+        expected=reading.expected,
+        votes=reading.votes,
+        orders=reading.orders,
     )
     session.memory.log(meter.calls, item.id, verdict if in_service else None)
     return verdict
 
 
-async def attempt(session: Session, task: Task, item: Item, recall: Recall, *, temperature: float) -> Verdict | Failure:
+async def attempt(session: Session, task: Task, item: Item, recall: Recall, *, temperature: float, caution: Caution = PLAIN) -> Verdict | Failure:
     """Judge one item of a batch: whatever fails becomes a Failure in its place."""
     try:
-        return await judge(session, task, item, recall, temperature=temperature)
+        return await judge(session, task, item, recall, temperature=temperature, caution=caution)
     except MemalignError as error:
         return Failure(error=f"{type(error).__name__}: {error}", retryable=error.retryable, attempts=getattr(error, "attempts", 1))
     except Exception as error:  # of a model or embedder that breaks its contract: the verdicts of the other items must not be lost with it
         return Failure(error=f"{type(error).__name__}: {error}", retryable=False)
 
 
-async def recalled(session: Session, meter: Meter, task: Task, item: Item, recall: Recall) -> tuple[View, WorkingMemory, float, tuple[str, ...]]:
-    """What memory brings to a judgement: the view, the context, and, if it counts, the vote of the cases with those that carried it."""
+async def recalled(session: Session, meter: Meter, task: Task, item: Item, recall: Recall, caution: Caution = PLAIN, *, more: int = 0) -> Recalled:
+    """What memory brings to a judgement; with ``more``, so many times the cases that are shown, to draw from."""
     await session.complete_vectors(meter)
     text = search_text(item)
     key = content_hash(text)
@@ -90,37 +150,125 @@ async def recalled(session: Session, meter: Meter, task: Task, item: Item, recal
         view = replace(view, guidelines=recall.guidelines)
     guidelines = view.guidelines if recall.part in ("both", "guidelines") else ()
     if recall.part not in ("both", "cases"):
-        return view, assemble(task, item, guidelines), 0.0, ()
-    k = recall.k if view.decision.cases is None else view.decision.cases
-    query, vote, voters = None, 0.0, tuple[str, ...]()
-    counts = view.decision.vote_weight > 0 and recall.part == "both"
+        return Recalled(view=view, guidelines=guidelines)
+    k = (recall.k if view.decision.cases is None else view.decision.cases) * (1 + more)
+    query, vote, voters = None, tuple[float, ...](), tuple[str, ...]()
+    counts = _decision(session, view, recall, caution).vote_weight > 0
     if (k > 0 or counts) and view.items:
         query = stored if stored is not None else (await session.vectors(meter, {key: text}, looked_up=True))[key]
         if counts:
             vote, voters = await asyncio.to_thread(session.memory.vote, view, item.id, query, own=recall.own)
-    cases = await asyncio.to_thread(session.memory.cases, view, item.id, query, k=k, floor=recall.floor, own=recall.own)
-    exemplars = [episode for episode in view.exemplars if recall.own or episode.feedback.item.id != item.id]
-    return view, assemble(task, item, guidelines, exemplars, _fresh(cases.episodes, exemplars)), vote, voters
+    similar = await asyncio.to_thread(_similar, session.memory, view, task, item, query, k, recall)
+    exemplars = tuple(episode for episode in view.exemplars if recall.own or episode.feedback.item.id != item.id)
+    return Recalled(view=view, guidelines=guidelines, exemplars=exemplars, similar=_fresh(similar, exemplars), vote=vote, voters=voters)
 
 
-def _fresh(similar: tuple[Episode, ...], exemplars: list[Episode]) -> list[Episode]:
+def _similar(memory: Memory, view: View, task: Task, item: Item, query: Vectors | None, k: int, recall: Recall) -> tuple[Episode, ...]:
+    """Similar cases, then the item's own; a pair that experts judged in the other order is the item itself."""
+    cases = memory.cases(view, item.id, query, k=k, floor=recall.floor, own=recall.own).episodes
+    other = mirrored(item) if task.scale.kind == "pairwise" else None
+    if other is None:
+        return cases
+    turned = [mirrored_case(case) for case in memory.cases(view, other.id, None, k=0, floor=0.0, own=True).episodes] if recall.own else []
+    own = [case for case in cases if case.feedback.item.id == item.id]
+    return tuple(case for case in cases if case.feedback.item.id not in (item.id, other.id)) + tuple(turned) + tuple(own)
+
+
+def _fresh(similar: Sequence[Episode], exemplars: Sequence[Episode]) -> tuple[Episode, ...]:
     """Similar cases that do not stand among the exemplars already, where the prefix cache serves them."""
     shown = {episode.feedback.id for episode in exemplars}
-    return [episode for episode in similar if episode.feedback.id not in shown]
+    return tuple(episode for episode in similar if episode.feedback.id not in shown)
 
 
-async def asked(session: Session, meter: Meter, task: Task, context: WorkingMemory, temperature: float, *, purpose: str = "judge") -> ChatReply:
-    """A reply that can be read; an unreadable one is asked for again, a little warmer, since the same call would give the same reply."""
+def _decision(session: Session, view: View, recall: Recall, caution: Caution) -> Decision:
+    return view.decision.of(session.model.name) if recall.part == "both" and caution.fitted else Decision()
+
+
+class Ask(Protocol):
+    """Gets the answer to a context; raises what the model raises."""
+
+    def __call__(self, context: WorkingMemory, temperature: float, *, seed: int = 0) -> Coroutine[Any, Any, Answer]:
+        """``seed``: which of the replies that a warm model may give."""
+
+
+async def heard(
+    session: Session,
+    meter: Meter,
+    task: Task,
+    item: Item,
+    recall: Recall,
+    brought: Recalled,
+    *,
+    temperature: float,
+    caution: Caution = PLAIN,
+    ask: Ask | None = None,
+) -> Reading:
+    """One reading of as many answers as caution asks for: the usual one, that in the other order, then others that are shown other cases."""
+    decision = _decision(session, brought.view, recall, caution)
+    ask = partial(asked, session, meter, task) if ask is None else ask
+    both = caution.both_orders and task.scale.kind == "pairwise" and mirrored(item) is not None
+
+    async def answer(number: int, seen: Recalled, warmth: float) -> Answer:
+        if both and number % 2:
+            return (await ask(_swapped(seen, task, item), warmth, seed=number // 2)).seen_from(task.scale)
+        return await ask(seen.context(task, item), warmth, seed=number // 2 if both else number)
+
+    def read_so_far() -> Reading:
+        return settled(task.scale, answers, decision=decision, vote=brought.vote, expected_score=caution.expected_score)
+
+    answers = [await answer(0, brought, temperature)]
+    if both:  # not at once: the second call finds all but the item in the provider's prefix cache
+        answers.append(await answer(1, brought, temperature))
+    reading = read_so_far()
+    wanted = caution.votes or 0
+    if caution.votes is None and any(found.probabilities is None for found in answers):
+        unsure = caution.abstain_below is not None and reading.confidence is None
+        wanted = decision.votes if decision.votes > len(answers) else VOTES if unsure else 0
+    if wanted <= len(answers):
+        return reading
+    wanted += both and wanted % 2  # as many of each order
+    pool = await recalled(session, meter, task, item, recall, replace(caution, fitted=False), more=1)
+    warmth = max(temperature, _VOTE_TEMPERATURE)
+    others = [(number, _drawn(pool, item, number // 2 if both else number)) for number in range(len(answers), wanted)]
+    answers += await asyncio.gather(*(answer(number, seen, warmth) for number, seen in others))
+    return read_so_far()
+
+
+def _drawn(brought: Recalled, item: Item, number: int) -> Recalled:
+    """With half of the similar items' cases, drawn at random but the same at every call, in their order; the item's own are always among them."""
+    items = list(dict.fromkeys(case.feedback.item.id for case in brought.similar if case.feedback.item.id != item.id))
+    kept = set(random.Random(f"{item.id} {number}").sample(items, (len(items) + 1) // 2)) | {item.id}
+    return replace(brought, similar=tuple(case for case in brought.similar if case.feedback.item.id in kept))
+
+
+def _swapped(brought: Recalled, task: Task, item: Item) -> WorkingMemory:
+    """The context of the item with a and b swapped; its own cases are swapped with it, others stay as they are."""
+    other = mirrored(item)
+    assert other is not None
+    turned = tuple(mirrored_case(case) if case.feedback.item.id == item.id else case for case in brought.similar)
+    return replace(brought, similar=turned).context(task, other)
+
+
+async def asked(
+    session: Session, meter: Meter, task: Task, context: WorkingMemory, temperature: float, *, purpose: str = "judge", seed: int = 0
+) -> Answer:
+    """An answer that can be read; an unreadable one is asked for again, a little warmer, since the same call would give the same reply."""
     for number in range(1, _ATTEMPTS + 1):
         warmth = temperature if number == 1 else max(temperature, 0.3 * number)
         try:
-            reply = await session.ask(meter, session.model, replace(request(task, context, temperature=warmth), purpose=purpose))
-            read(task.scale, reply, explain=task.explain, decision=Decision())
-            return reply
+            reply = await session.ask(meter, session.model, replace(request(task, context, temperature=warmth), purpose=purpose, seed=seed))
+            return read(task.scale, reply, explain=task.explain)
         except UnreadableReply as error:
             if number == _ATTEMPTS:
                 raise UnreadableReply(f"{session.model.name} gave no readable verdict in {_ATTEMPTS} attempts; the last time: {error}") from error
     raise AssertionError
+
+
+def _abstains(reading: Reading, caution: Caution) -> bool:
+    """Where orders disagree and no tie is allowed, always; else below the wanted confidence, or when there is none."""
+    if reading.disputed:
+        return True
+    return caution.abstain_below is not None and (reading.confidence is None or reading.confidence < caution.abstain_below)
 
 
 def decide(memory: Memory, decision: Decision, *, actor: str, judged: int) -> int:

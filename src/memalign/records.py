@@ -160,7 +160,8 @@ class Verdict:
     """By which ``judge.memory.explain`` finds it again; empty for a verdict that was not logged (in an evaluation, or of a pinned judge)."""
     rationale: str = ""
     confidence: float | None = None
-    """Probability of ``value`` among the scale's labels, where the model tells; else None."""
+    """Probability that experts agree with ``value``: from token probabilities or from votes, and from what ``Judge.calibrate`` fitted; None
+    when the model does not tell and was asked once."""
     guideline_ids: tuple[str, ...] = ()
     episode_ids: tuple[str, ...] = ()
     """Ids of the feedback records shown, most similar last."""
@@ -173,7 +174,15 @@ class Verdict:
     """None when the model's price is unknown."""
     seconds: float = 0.0
     probabilities: Mapping[str, float] | None = None
-    """Probability of each label as the model gives it, before the cases' vote."""
+    """Probability of each label as the model gives it, before the cases' vote and what was fitted."""
+    abstained: bool = False
+    """Whether the judge leaves the item to the experts; ``value`` is then its best guess, no more."""
+    expected: float | None = None
+    """Scores: the mean under the probabilities, between two scores as a rule."""
+    votes: int = 0
+    """Replies that were counted as votes; 0: the model told the probabilities of its tokens."""
+    orders: tuple[Any, Any] | None = None
+    """Pairwise in both orders: the verdict in the order given, and in the other one."""
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

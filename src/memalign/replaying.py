@@ -8,20 +8,20 @@ from dataclasses import replace
 from typing import Any
 
 from memalign.errors import MemalignError
-from memalign.judging import Recall, asked, recalled
+from memalign.judging import PLAIN, Caution, Recall, asked, heard, recalled
 from memalign.memory import Memory, replays
-from memalign.memory.revisions import Decision
 from memalign.records import Failure, Guideline, Item, Verdict, content_hash
 from memalign.session import Meter, Session
-from memalign.verdicts import Reading, read, weighed
+from memalign.verdicts import Answer
 from memalign.working import Task, WorkingMemory
 
 
 class Replayer:
     """The judge as alignment uses it to try changes; it has the shape of ``memalign.alignment.Replay``."""
 
-    def __init__(self, session: Session, task: Task, recall: Recall, *, temperature: float) -> None:
+    def __init__(self, session: Session, task: Task, recall: Recall, *, temperature: float, caution: Caution = PLAIN) -> None:
         self._session = session
+        self._caution = caution
         self._task = task
         self._recall = recall
         self._temperature = temperature
@@ -44,36 +44,42 @@ class Replayer:
         session, task = self._session, self._task
         recall = replace(self._recall, own=False, guidelines=None if guidelines is None else tuple(guidelines))
         mine = Meter()
-        try:
-            view, context, vote, voters = await recalled(session, mine, task, item, recall)
-            key = self._key(context)
+
+        async def ask(context: WorkingMemory, temperature: float, *, seed: int = 0) -> Answer:
+            key = self._key(context, temperature, seed)
             known = await asyncio.to_thread(_known, session.memory, key, draw)
-            if known is None:
-                reply = await asked(session, mine, task, context, self._temperature, purpose=purpose)
-                said = read(task.scale, reply, explain=task.explain, decision=Decision())
-                session.memory.remember(key, draw, said.value, said.probabilities)
-            else:
-                said = Reading(known[0], "", None, known[1])
+            if known is not None:
+                return Answer(known[0], "", known[1])
+            answer = await asked(session, mine, task, context, temperature, purpose=purpose, seed=seed)
+            session.memory.remember(key, draw, answer.value, answer.probabilities)
+            return answer
+
+        try:
+            brought = await recalled(session, mine, task, item, recall, self._caution)
+            reading = await heard(session, mine, task, item, recall, brought, temperature=self._temperature, caution=self._caution, ask=ask)
         finally:
             meter.calls += mine.calls
-        reading = weighed(task.scale, said, decision=view.decision if recall.part == "both" else Decision(), vote=vote)
+        context = brought.context(task, item)
         return Verdict(
             value=reading.value,
             rationale=reading.rationale,
             confidence=reading.confidence,
             guideline_ids=context.guideline_ids,
             episode_ids=context.episode_ids,
-            voter_ids=voters,
-            revision=view.revision,
+            voter_ids=brought.voters,
+            revision=brought.view.revision,
             usage=mine.usage,
             cost_usd=mine.cost_usd,
             seconds=mine.seconds,
             probabilities=reading.probabilities,
+            expected=reading.expected,
+            votes=reading.votes,
+            orders=reading.orders,
         )
 
-    def _key(self, context: WorkingMemory) -> str:
+    def _key(self, context: WorkingMemory, temperature: float, seed: int) -> str:
         turns = [[message.role, message.content] for message in context.messages]
-        return content_hash(self._session.model.name, self._temperature, self._task.explain, self._task.scale.labels, turns)
+        return content_hash(self._session.model.name, temperature, seed, self._task.explain, self._task.scale.labels, turns)
 
 
 def _known(memory: Memory, key: str, draw: int) -> tuple[Any, dict[str, float] | None] | None:

@@ -1,91 +1,148 @@
-"""From a model's reply to a verdict's value and confidence. Pure functions."""
+"""From a model's replies to a verdict's value and confidence. Pure functions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memalign.memory.revisions import Decision
+from memalign.memory.vote import support
 from memalign.models import ChatReply
+from memalign.pairwise import swapped
 from memalign.probabilities import label_probabilities
 from memalign.scale import Scale
 
+LEAST_PROBABILITY = 1e-4
+"""What a label is given at least before logarithms are taken: a label that is not among the alternatives told is unlikely, not impossible."""
+
+PRIOR_VOTES = 1.0
+"""Shared by all labels, it keeps the share of five equal replies below 1."""
+
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What one reply says, of the item as the user gave it."""
+
+    value: Any
+    rationale: str
+    probabilities: Mapping[str, float] | None
+    """Of each label, from the tokens; None when the model does not tell."""
+    swapped: bool = False
+    """Whether outputs a and b were shown in the other order."""
+
+    def seen_from(self, scale: Scale) -> Answer:
+        """The same answer after a swap of a and b."""
+        told = self.probabilities
+        renamed = None if told is None else {scale.label_of(swapped(scale.value_of(label))): share for label, share in told.items()}
+        return replace(self, value=swapped(self.value), probabilities=renamed, swapped=not self.swapped)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a reply says."""
+    """What all replies together say."""
 
     value: Any
     rationale: str
     confidence: float | None
-    probabilities: dict[str, float] | None
-    """Of each label, as the model gave them."""
+    """Probability of the value; None when the model does not tell and was asked once."""
+    probabilities: Mapping[str, float] | None
+    """Of each label by the replies alone, before anything fitted."""
+    expected: float | None
+    """Scores: the mean under the final probabilities."""
+    votes: int
+    """Replies whose labels were counted; 0 when all told the probabilities of their tokens."""
+    orders: tuple[Any, Any] | None
+    """Pairwise: the verdict in the order given and in the other one."""
+    disputed: bool
+    """Whether the two orders disagree where no tie is allowed, and nothing fitted decides."""
 
 
-def read(scale: Scale, reply: ChatReply, *, explain: bool, decision: Decision, vote: float = 0.0) -> Reading:
-    """Parse a reply strictly; on the boolean scale, where the model gives probabilities, what the experts' labels fitted decides.
-
-    ``vote`` is the vote of the cases, about -1 (no) to 1 (yes). Raises UnreadableReply.
-    """
+def read(scale: Scale, reply: ChatReply, *, explain: bool) -> Answer:
+    """Parse a reply strictly. Raises UnreadableReply."""
     value, rationale = scale.parse(reply.text, rationale=True) if explain else (scale.parse_label(reply.text), "")
-    probabilities = label_probabilities(scale.labels, reply.logprobs) if reply.logprobs else None
-    return weighed(scale, Reading(value, rationale, None, probabilities), decision=decision, vote=vote)
+    return Answer(value, rationale, label_probabilities(scale.labels, reply.logprobs) if reply.logprobs else None)
 
 
-def weighed(scale: Scale, said: Reading, *, decision: Decision, vote: float = 0.0) -> Reading:
-    """What a model said, after the experts' labels and the cases' vote had their part in it."""
-    value, rationale, probabilities = said.value, said.rationale, said.probabilities
-    if probabilities is None:
-        return Reading(value, rationale, None, None)
-    if scale.kind == "boolean" and decision != Decision(cases=decision.cases):
-        yes = stacked(probabilities["yes"], vote, decision)
-        return Reading(yes >= 0.5, rationale, max(yes, 1.0 - yes), probabilities)
-    return Reading(value, rationale, probabilities[scale.label_of(value)], probabilities)
+def settled(scale: Scale, answers: Sequence[Answer], *, decision: Decision, vote: Sequence[float] = (), expected_score: bool = False) -> Reading:
+    """One reading of one or more answers; what was fitted decides if it was fitted on as many.
 
-
-def stacked(probability: float, vote: float, decision: Decision) -> float:
-    """The probability of yes from the model's probability and the cases' vote, by the fitted weights."""
-    odds = decision.model_weight * log_odds(probability) + decision.vote_weight * vote + decision.bias
-    return 1.0 / (1.0 + math.exp(-max(min(odds, 50.0), -50.0)))
-
-
-def log_odds(probability: float) -> float:
-    """The logarithm of the odds, kept finite."""
-    kept = min(max(probability, 1e-6), 1.0 - 1e-6)
-    return math.log(kept / (1.0 - kept))
-
-
-_LEAST_SPREAD = 0.25
-"""Of log-odds and of votes: less says nothing."""
-
-
-def fitted(probabilities: Sequence[float | None], votes: Sequence[float], values: Sequence[bool]) -> Decision | None:
-    """The weights under which model and vote agree best with the experts: logistic regression with a unit Gaussian prior (MAP, Newton's method).
-
-    Features are scaled to unit variance for the prior, but one that hardly varies is not blown up; both verdicts weigh the same. A probability of
-    None, for a case that the model did not judge, counts as the mean. None unless both verdicts occur.
+    ``expected_score``: the value is the score nearest to the mean, not the likeliest one.
     """
+    shares, votes = pooled(scale, answers)
+    fits = decision.fitted and decision.votes == votes
+    final = stacked(scale, shares, vote, decision) if fits else shares
+    known = fits or votes != 1
+    orders = _orders(scale, answers)
+    disputed = orders is not None and orders[0] != orders[1] and not (fits and decision.changes_values)
+    tied = disputed and "tie" in scale.values
+    if fits and decision.changes_values:
+        value = _likeliest(scale, final, prefer=answers[0].value)
+    elif tied:
+        value = "tie"
+    else:
+        value = answers[0].value if len(answers) == 1 else _likeliest(scale, shares, prefer=answers[0].value)
+    expected = None
+    if scale.kind == "score" and known:
+        expected = sum(share * float(score) for share, score in zip(final.values(), scale.values, strict=True))
+        value = nearest_score(scale, expected) if expected_score else value
+    return Reading(
+        value=value,
+        rationale=next((answer.rationale for answer in answers if answer.value == value and not answer.swapped), answers[0].rationale),
+        confidence=final[scale.label_of(value)] if known else None,
+        probabilities=None if votes == 1 else shares,
+        expected=expected,
+        votes=votes,
+        orders=orders,
+        disputed=disputed and not tied,
+    )
+
+
+def pooled(scale: Scale, answers: Sequence[Answer]) -> tuple[dict[str, float], int]:
+    """Probability of each label by the answers alone, and how many of them were counted as votes: 0 when all tell their tokens' probabilities.
+
+    Token probabilities are averaged; else each answer is a vote, and the share of a label is smoothed by one vote that all labels share.
+    """
+    told = [answer.probabilities for answer in answers if answer.probabilities is not None]
+    if len(told) == len(answers):
+        return {label: sum(shares[label] for shares in told) / len(told) for label in scale.labels}, 0
+    said = [scale.label_of(answer.value) for answer in answers]
+    prior = PRIOR_VOTES / len(scale.labels)
+    return {label: (said.count(label) + prior) / (len(said) + PRIOR_VOTES) for label in scale.labels}, len(said)
+
+
+def stacked(scale: Scale, shares: Mapping[str, float], vote: Sequence[float], decision: Decision) -> dict[str, float]:
+    """Probability of each label from those by the replies and the cases' vote, by the fitted weights."""
     import numpy as np
 
-    labels = np.array(values, dtype=float)
-    if not 0 < labels.sum() < len(labels):
+    evidence = decision.model_weight * np.array(log_shares(scale, shares)) + decision.vote_weight * support(scale, vote)
+    if decision.offsets:
+        evidence = evidence + np.array(decision.offsets)
+    odds = np.exp(evidence - evidence.max())
+    return dict(zip(scale.labels, map(float, odds / odds.sum()), strict=True))
+
+
+def log_shares(scale: Scale, shares: Mapping[str, float]) -> list[float]:
+    """The logarithm of each label's probability, kept finite."""
+    return [math.log(max(shares[label], LEAST_PROBABILITY)) for label in scale.labels]
+
+
+def nearest_score(scale: Scale, number: float) -> Any:
+    """The score nearest to a number."""
+    return min(scale.values, key=lambda score: abs(float(score) - number))
+
+
+def _likeliest(scale: Scale, shares: Mapping[str, float], *, prefer: Any) -> Any:
+    """The value of the largest share; of equal ones the preferred, else the first."""
+    most = max(shares.values())
+    best = [scale.value_of(label) for label, share in shares.items() if share >= most - 1e-12]
+    return prefer if prefer in best else best[0]
+
+
+def _orders(scale: Scale, answers: Sequence[Answer]) -> tuple[Any, Any] | None:
+    sides = [[answer for answer in answers if answer.swapped is side] for side in (False, True)]
+    if not all(sides):
         return None
-    features = np.column_stack([[math.nan if p is None else log_odds(p) for p in probabilities], list(votes)])
-    centre, spread = np.nanmean(features, axis=0), np.maximum(np.nanstd(features, axis=0), _LEAST_SPREAD)
-    features = np.where(np.isnan(features), centre, features)
-    design = np.column_stack([(features - centre) / spread, np.ones(len(labels))])
-    weight = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
-    prior = np.diag([1.0, 1.0, 1e-3])
-    found = np.zeros(3)
-    for _ in range(50):
-        predicted = 1.0 / (1.0 + np.exp(-design @ found))
-        gradient = design.T @ (weight * (predicted - labels)) + prior @ found
-        curvature = design.T @ (design * (weight * predicted * (1 - predicted))[:, None]) + prior
-        step = np.linalg.solve(curvature, gradient)
-        found -= step
-        if np.abs(step).max() < 1e-9:
-            break
-    slopes = np.maximum(found[:2], 0.0) / spread
-    return Decision(model_weight=float(slopes[0]), vote_weight=float(slopes[1]), bias=float(found[2] - slopes @ centre))
+    given, other = (side[0].value if len(side) == 1 else _likeliest(scale, pooled(scale, side)[0], prefer=side[0].value) for side in sides)
+    return given, other

@@ -32,7 +32,7 @@ def evaluate(
 
     An item's own case is hidden from the judge. Exit code 1: bad rows were skipped, items failed, or balanced accuracy is below --min-agreement.
     """
-    from memalign.agreement import length_baseline
+    from memalign.baseline import length_baseline
     from memalign.cli.align import read
     from memalign.cli.opening import opened
     from memalign.cli.printing import emit, progress

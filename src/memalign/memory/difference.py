@@ -199,4 +199,6 @@ def _state(guideline: Guideline | None) -> str:
 
 
 def _weights(decision: Decision) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in asdict(decision).items() if isinstance(value, int | float))
+    numbers = {name: value for name, value in asdict(decision).items() if isinstance(value, int | float)}
+    offsets = "".join(f" {value:.3g}" for value in decision.offsets)
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in numbers.items()) + (f", offsets{offsets}" if offsets else "")

@@ -13,6 +13,9 @@ from memalign.memory.revisions import now
 from memalign.records import Usage, Verdict, canonical
 from memalign.stores import schema
 
+_CHUNK = 500
+"""Ids in one query: below every database's limit of parameters."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
@@ -77,6 +80,16 @@ def last_verdict(connection: Connection, judge_id: int, item_id: str) -> Any:
         select(table.c.value).where(table.c.judge_id == judge_id, table.c.item_id == item_id).order_by(table.c.row.desc()).limit(1)
     ).scalar()
     return None if stored is None else json.loads(stored)
+
+
+def confidences(connection: Connection, judge_id: int, item_ids: Sequence[str], revision: int) -> dict[str, float]:
+    """Item id -> the confidence of the last verdict on it up to a revision, where it had one."""
+    table, found = schema.verdict, {}
+    for start in range(0, len(item_ids), _CHUNK):
+        condition = (table.c.judge_id == judge_id) & table.c.item_id.in_(item_ids[start : start + _CHUNK]) & (table.c.revision <= revision)
+        for row in connection.execute(select(table.c.item_id, table.c.confidence).where(condition).order_by(table.c.row)):
+            found[row.item_id] = row.confidence
+    return {item_id: confidence for item_id, confidence in found.items() if confidence is not None}
 
 
 def spent(connection: Connection, judge_id: int) -> tuple[Usage, float | None, float]:

@@ -21,6 +21,7 @@ from memalign.memory.revisions import Decision
 from memalign.memory.vote import Ballot
 from memalign.records import Episode, Guideline, Verdict
 from memalign.rendering import search_text
+from memalign.scale import Scale
 from memalign.stores import Store, schema
 
 if TYPE_CHECKING:
@@ -106,22 +107,25 @@ class Lookup:
             similarity=tuple(score for item_id, score in ranked.items() for _ in told[item_id]),
         )
 
-    def vote(self, view: View, item_id: str, query: Vectors, *, own: bool) -> tuple[float, tuple[str, ...]]:
-        """What the experts' verdicts on similar items say of an item, about -1 (no) to 1 (yes), and the ids of the records that carried it.
-
-        For the boolean scale.
-        """
-        ballot = self._ballot(view)
+    def vote(self, view: View, item_id: str, query: Vectors, *, own: bool) -> tuple[tuple[float, ...], tuple[str, ...]]:
+        """What the experts' verdicts on similar items say of an item (see ``vote.support``), and the ids of the records that carried it."""
+        ballot = self.ballot(view)
         if ballot is None:
-            return 0.0, ()
+            return (), ()
         value, item_ids = ballot.count(item_id, query, own=own)
         told = self._told(view, item_ids)
         return value, tuple(episode.feedback.id for voter in item_ids for episode in told[voter])
 
-    def left_out_votes(self, view: View) -> dict[str, float]:
-        """Item id -> the vote on it by all other items."""
-        ballot = self._ballot(view)
-        return {} if ballot is None else {item_id: float(ballot.left_out[place]) for item_id, place in ballot.place.items()}
+    def logged(self, item_ids: Sequence[str]) -> dict[str, float]:
+        """Item id -> the confidence of the last verdict on it in service, where there was one that had a confidence."""
+        self._journal.flush()
+        with self._reading() as (connection, revision):
+            return log.confidences(connection, self.judge_id, item_ids, revision)
+
+    def item_vectors(self, item_ids: Sequence[str]) -> dict[str, Vectors]:
+        """Item id -> vector, for those items that the index of the last view holds."""
+        with self._lock:
+            return {item_id: self._index.vector(item_id) for item_id in item_ids if item_id in self._index}
 
     def known_vectors(self, hashes: Sequence[str]) -> dict[str, Vectors]:
         """Content hash -> vector, for those already stored."""
@@ -236,17 +240,21 @@ class Lookup:
         chosen = set(choose(candidates, self._exemplars))
         return tuple(episodic.episode(stored) for stored in held if stored.item_id in chosen)
 
-    def _ballot(self, view: View) -> Ballot | None:
+    def ballot(self, view: View) -> Ballot | None:
+        """The cases of a view, ready to vote; None when there are none, or none that can."""
         with self._lock:
             if self._ballots is None or self._ballots[0] != view.revision:
-                held = [stored for stored in self.stored() if stored.item_id in self._index]
-                labels: dict[str, list[float]] = {}
-                for stored in held:
-                    labels.setdefault(stored.item_id, []).append(1.0 if stored.feedback.value is True else -1.0)
-                newest = list(labels)[-vote.MOST_CASES :]
-                cast = {item_id: sum(labels[item_id]) / len(labels[item_id]) for item_id in newest}
-                self._ballots = (view.revision, vote.cast(cast, self._index.vector) if cast else None)
+                verdicts: dict[str, list[Any]] = {}
+                for stored in self.stored():
+                    if stored.item_id in self._index:
+                        verdicts.setdefault(stored.item_id, []).append(stored.feedback.value)
+                self._ballots = (view.revision, vote.held(self.scale, verdicts, self._index.vector))
             return self._ballots[1]
+
+    @cached_property
+    def scale(self) -> Scale:
+        """The judge's scale."""
+        return Scale.from_dict(self._settings["scale"])
 
     @contextmanager
     def _reading(self) -> Iterator[tuple[Connection, int]]:

@@ -23,16 +23,38 @@ def now() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What the experts' own labels decided about judging; null fields mean: nothing was decided, defaults hold."""
+    """What the experts' own labels decided about judging; as made by default, it decides nothing.
+
+    The evidence for a label is ``model_weight`` times the logarithm of its probability, ``vote_weight`` times the cases' support for it, and its
+    offset; probabilities follow by softmax. On the boolean scale this is logistic regression on the model's log-odds and the vote.
+    """
 
     model_weight: float = 1.0
-    """Boolean scale: how much the log-odds that the model gives to yes count."""
+    """Below 1 the model is taken to be too sure of itself, above 1 too unsure."""
     vote_weight: float = 0.0
     """How much the vote of the experts' cases counts; 0: it is not asked."""
-    bias: float = 0.0
-    """Added to the sum of both; yes is said from a sum of 0."""
+    offsets: tuple[float, ...] = ()
+    """Added to each label's evidence, in the order of the scale's labels: what the model says too seldom or too often."""
+    votes: int = 0
+    """How many replies a judgement counts, as when this was fitted; 0: probabilities come from the tokens."""
+    model: str | None = None
+    """Of which model this holds; None: of any."""
     cases: int | None = None
     """How many similar cases a judgement is shown."""
+
+    @property
+    def fitted(self) -> bool:
+        """Whether anything was fitted."""
+        return self.model_weight != 1.0 or self.changes_values
+
+    @property
+    def changes_values(self) -> bool:
+        """Whether verdicts may differ from the model's own, not only confidences."""
+        return self.vote_weight > 0.0 or any(self.offsets)
+
+    def of(self, model: str) -> Decision:
+        """What holds for a model: this, or nothing but the number of cases when it was fitted on another one."""
+        return self if self.model in (None, model) else Decision(cases=self.cases)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +88,11 @@ def decision_at(connection: Connection, judge_id: int, revision: int) -> Decisio
         .order_by(table.c.number.desc())
         .limit(1)
     ).scalar()
-    return Decision(**json.loads(stored)) if stored else Decision()
+    if not stored:
+        return Decision()
+    found = json.loads(stored)
+    bias = found.pop("bias", 0.0)  # of a boolean scale, as it was once stored: in favour of yes
+    return Decision(**found | {"offsets": tuple(found.get("offsets", (bias, 0.0)))})
 
 
 def commit(

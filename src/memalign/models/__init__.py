@@ -33,6 +33,8 @@ class ChatRequest:
     """How many alternatives per token to return; 0: none."""
     purpose: str = "judge"
     """For the ledger: judge, distil, relate ..."""
+    seed: int = 0
+    """Above temperature 0, requests with different seeds may have different replies, and equal ones the same if the endpoint can."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,7 +253,7 @@ def _body(request: ChatRequest) -> dict[str, Any]:
         "messages": [{"role": message.role, "content": message.content.encode("utf-8", "replace").decode()} for message in request.messages],
         "max_tokens": request.max_tokens,
         "temperature": request.temperature,
-        "seed": SEED,
+        "seed": SEED + request.seed,
         "stream": True,
         "stream_options": {"include_usage": True},
         "return_progress": True,  # the engine then speaks up between stretches of the prompt, where a call can be given up

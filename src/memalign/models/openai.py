@@ -29,6 +29,7 @@ class _Dialect:
     structured: Literal["schema", "tool", "prompt"] = "schema"
     logprobs: bool = True
     temperature: bool = True
+    seed: bool = True
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
 
     def without(self, refusal: EndpointRefused, request: ChatRequest) -> _Dialect | None:
@@ -42,6 +43,8 @@ class _Dialect:
             return replace(self, logprobs=False)
         if self.temperature and "temperature" in said:
             return replace(self, temperature=False)
+        if self.seed and request.seed and "seed" in said:
+            return replace(self, seed=False)
         if request.schema is None:
             return None
         if self.structured == "schema" and any(word in said for word in FORMAT_WORDS):
@@ -104,6 +107,8 @@ def _body(model: str, request: ChatRequest, dialect: _Dialect) -> dict[str, Any]
     body: dict[str, Any] = {"model": model, "messages": messages, dialect.limit_field: request.max_tokens}
     if dialect.temperature:
         body["temperature"] = request.temperature
+    if request.seed and dialect.seed:
+        body["seed"] = request.seed
     if request.top_logprobs and dialect.logprobs:
         body |= {"logprobs": True, "top_logprobs": min(request.top_logprobs, MAX_TOP_LOGPROBS)}
     if request.schema is None:

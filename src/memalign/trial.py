@@ -1,0 +1,130 @@
+"""What a way of deciding is worth on records that were left out when it was fitted. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from memalign.agreement import short
+from memalign.fitting import Case, Floats, Parts, fitted, weights
+from memalign.memory.revisions import Decision
+from memalign.reliability import Reliability, reliability
+from memalign.scale import Scale
+from memalign.verdicts import log_shares, stacked
+
+_PARTS: tuple[Parts, ...] = ("whole", "model", "trust")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A record that experts and the model judged."""
+
+    place: int
+    """Its place among the cases."""
+    truth: Any
+    """The experts' value; where they differ, the one that most gave."""
+    said: Any
+    """The model's own value."""
+    shares: Mapping[str, float]
+    """Probability of each label by the model's replies."""
+    bare: bool
+    """Whether they are those of one reply without token probabilities, which claims certainty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The best founded decision, and what it was worth."""
+
+    decision: Decision
+    before: Reliability
+    after: Reliability
+    note: str
+
+
+def case_of(scale: Scale, values: Sequence[Any], shares: Mapping[str, float] | None, vote: tuple[float, ...]) -> Case:
+    """An item as fitting sees it: experts' values, the model's probabilities if it judged the item, and the vote of the other cases."""
+    label = tuple(values.count(value) / len(values) for value in scale.values)
+    return Case(label=label, model=None if shares is None else tuple(log_shares(scale, shares)), vote=vote)
+
+
+def tried(scale: Scale, cases: Sequence[Case], judged: Sequence[Judged], *, mirrored: bool) -> Trial | None:
+    """The decision that the records bear out; None when all labels are equal.
+
+    Of three (model, vote and offsets; without the vote; confidences only, so that no verdict changes) the richest is taken, unless a simpler one
+    has a log loss on left-out records that is lower by more than one standard error of the difference.
+    """
+    rows: dict[Parts, Floats] = {}
+    for parts in _PARTS:
+        if parts == "whole" and not any(any(case.vote) for case in cases):
+            continue  # nothing votes: the same as without the vote
+        rows[parts] = left_out(scale, cases, judged, parts, mirrored=mirrored)
+    best = _best_founded(scale, cases, judged, rows)
+    decision = fitted(scale, cases, best, mirrored=mirrored)
+    if decision is None:
+        return None
+    truth = [record.truth for record in judged]
+    said = [record.said for record in judged]
+    claimed = [[float(label == scale.label_of(r.said)) if r.bare else r.shares[label] for label in scale.labels] for r in judged]
+    decided = said if best == "trust" else [scale.values[int(row.argmax())] for row in rows[best]]
+    before = reliability(scale, truth, said, claimed)
+    after = reliability(scale, truth, decided, rows[best].tolist())
+    return Trial(decision, before, after, _remarks(scale, best, "whole" in rows, before, after))
+
+
+def left_out(scale: Scale, cases: Sequence[Case], judged: Sequence[Judged], parts: Parts, *, mirrored: bool) -> Floats:
+    """Probabilities of the labels of each judged record by what was fitted without it, shape (judged, labels)."""
+    found = np.zeros((len(judged), len(scale.labels)))
+    for fold in rounds([record.truth for record in judged]):
+        without = {judged[number].place for number in fold}
+        rest = [case for place, case in enumerate(cases) if place not in without]
+        decision = fitted(scale, rest, parts, mirrored=mirrored) or Decision()
+        for number in fold:
+            record = judged[number]
+            found[number] = list(stacked(scale, record.shares, cases[record.place].vote, decision).values())
+    return found
+
+
+def rounds(labels: Sequence[Any]) -> list[list[int]]:
+    """Folds for leaving out: one record of each label as far as they go, so that leaving out does not tip the balance of the rest."""
+    by_label: dict[Any, list[int]] = {}
+    for place, label in enumerate(labels):
+        by_label.setdefault(label, []).append(place)
+    most = max(map(len, by_label.values()), default=0)
+    return [[places[turn] for places in by_label.values() if turn < len(places)] for turn in range(most)]
+
+
+def _best_founded(scale: Scale, cases: Sequence[Case], judged: Sequence[Judged], rows: Mapping[Parts, Floats]) -> Parts:
+    weight = weights(scale, np.array([cases[record.place].label for record in judged]))
+    truth = [scale.values.index(record.truth) for record in judged]
+    loss = {parts: -np.log(np.maximum(found[range(len(truth)), truth], 1e-6)) * weight for parts, found in rows.items()}
+    best, *simpler = loss
+    for parts in simpler:
+        gain = loss[best] - loss[parts]
+        if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)):
+            best = parts
+    return best
+
+
+def _remarks(scale: Scale, best: Parts, votes: bool, before: Reliability, after: Reliability) -> str:
+    remarks = []
+    if best == "model" and votes:
+        remarks.append("the vote of similar cases did not help on these records and takes no part")
+    if best == "trust":
+        remarks.append("no way of deciding otherwise than the model did better on these records: only confidences were fitted, no verdict changes")
+    worse = _worse(scale, before, after)
+    if worse:
+        remarks.append(f"on these records it does worse than the model alone ({worse}); measure it on others with evaluate before relying on it")
+    return "; ".join(remarks)
+
+
+def _worse(scale: Scale, before: Reliability, after: Reliability) -> str:
+    """In which figure the fitted judge falls behind the model alone; empty when in none."""
+    if before.mae is not None and after.mae is not None:
+        return f"mean absolute error {short(after.mae)} against {short(before.mae)}" if after.mae > before.mae + 1e-9 else ""
+    old, new = before.balanced_accuracy, after.balanced_accuracy
+    if old is None or new is None:
+        old, new = before.accuracy, after.accuracy
+    return f"balanced accuracy {short(new)} against {short(old)}" if new < old - 1e-9 else ""
