@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import psycopg
 
 TEMPLATE = "memalign_template"
+GUARDED, PASSWORD = "guarded", "s3cr/t@1"
 _UNSAFE_BUT_FAST = ("fsync", "synchronous_commit", "full_page_writes")
 
 
@@ -50,6 +52,7 @@ def served() -> Iterator[Server]:
         with psycopg.connect(server.get_uri(), autocommit=True) as admin:
             for setting in _UNSAFE_BUT_FAST:
                 admin.execute(f"ALTER SYSTEM SET {setting} = off")
+            _with_a_password(folder, admin)
             admin.execute("SELECT pg_reload_conf()")
             admin.execute(f"CREATE DATABASE {TEMPLATE}")
             found = Server(folder, admin)
@@ -57,6 +60,13 @@ def served() -> Iterator[Server]:
             yield found
     finally:
         server.cleanup()
+
+
+def _with_a_password(folder: str, admin: psycopg.Connection) -> None:
+    """Let one user in only with a password; all others are trusted."""
+    admin.execute(f"CREATE ROLE {GUARDED} LOGIN PASSWORD '{PASSWORD}'")
+    rules = Path(folder, "pg_hba.conf")
+    rules.write_text(f"local all {GUARDED} scram-sha-256\n" + rules.read_text())
 
 
 def _migrate(url: str) -> None:

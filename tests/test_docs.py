@@ -21,7 +21,7 @@ def test_commands_of_the_pages_exist_with_their_options(page: Path) -> None:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     for line in re.findall(r"^\s*\$?\s*memalign (.+)$", text, re.MULTILINE):
         words = line.split("#")[0].split()
-        depth = 2 if words[0] == "memory" else 1
+        depth = 2 if words[0] in ("db", "memory") else 1
         result = CliRunner().invoke(app, [*words[:depth], "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
         assert result.exit_code == 0, line
         for option in (word for word in words if word.startswith("--")):

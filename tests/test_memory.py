@@ -106,6 +106,12 @@ def test_a_text_that_is_no_unicode_is_refused_before_anything_is_stored(make_jud
     assert judge.memory.episodes() == []
 
 
+def test_an_id_that_no_index_can_hold_is_refused_with_its_field() -> None:
+    assert record(1, id="ü" * 500).id == "ü" * 500
+    with pytest.raises(BadRecord, match="field 'id': has 501 characters; at most 500"):
+        record(1, id="x" * 501)
+
+
 def test_history_tells_who_did_what(make_judge: MakeJudge) -> None:
     judge = make_judge()
     judge.align([record(1, "apologise"), record(2, "greet first")], actor="mia")

@@ -13,6 +13,9 @@ from memalign.errors import BadRecord
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
+LONGEST_ID = 500
+"""Characters of a given feedback id: what every database can index, whatever the alphabet."""
+
 GuidelineState = Literal["candidate", "active", "quarantined", "superseded", "retired"]
 
 
@@ -68,6 +71,8 @@ class Feedback:
         for name in ("rationale", "annotator", "id", "source"):
             if not isinstance(getattr(self, name), str):
                 raise BadRecord(f"must be text, not {type(getattr(self, name)).__name__}", field=name)
+        if len(self.id) > LONGEST_ID:
+            raise BadRecord(f"has {len(self.id):,} characters; at most {LONGEST_ID}", field="id")
         if self.value is None:
             raise BadRecord("is missing", field="value")
         if self.inputs is None and self.outputs is None:

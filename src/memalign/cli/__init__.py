@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from memalign import __version__
-from memalign.cli import align, calibrate, demo, doctor, evaluate, init, judge, memory, port
+from memalign.cli import align, calibrate, db, demo, doctor, evaluate, init, judge, memory, port
 from memalign.errors import MemalignError
 
 INTERRUPTED = 130
@@ -49,6 +49,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("export", short_help="Write a memory to one file.")(port.export)
 app.command("import", short_help="Bring in an exported memory.")(port.import_)
 app.command("doctor")(doctor.doctor)
+app.add_typer(db.app, name="db", short_help="Look after the database that a memory lies in.")
 app.add_typer(memory.app, name="memory", short_help="Look at what a judge learned, or take back.")
 
 

@@ -139,26 +139,20 @@ def address() -> Check:
 
 def database(db: str) -> list[Check]:
     """A memory's health and contents; a missing file is not made."""
-    from sqlalchemy import text
-
-    from memalign.cli.opening import names_in
-    from memalign.stores import open_store
+    from memalign.cli.opening import existing
+    from memalign.memory import judge_names
+    from memalign.stores import shown
 
     try:
-        names = names_in(db)
-        store = open_store(db)
-        try:
-            with store.reading() as connection:
-                faults = list(connection.execute(text("PRAGMA integrity_check(5)")).scalars())
-                schema = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-            if faults != ["ok"]:
-                advice = "restore it from a copy"
-                return [Check(name="memory", status="failed", detail=f"{db} is damaged: {'; '.join(faults)}", advice=advice, needed=True)]
-            held = ", ".join(names) or "no judge yet"
-            detail = f"{db}: intact, {Path(db).stat().st_size / 1e6:,.1f} MB, schema {schema}; {held}"
-            return [Check(name="memory", status="ok", detail=detail, needed=True), *(_judge(db, name) for name in names)]
-        finally:
-            store.close()
+        with existing(db) as store:
+            names, (_, schema), faults = judge_names(store), store.upgrade(), store.faults()
+            size_bytes = store.size_bytes()
+        if faults:
+            advice = "restore it from a copy"
+            return [Check(name="memory", status="failed", detail=f"{shown(db)} is damaged: {'; '.join(faults[:5])}", advice=advice, needed=True)]
+        held = ", ".join(names) or "no judge yet"
+        detail = f"{shown(db)}: intact, {size_bytes / 1e6:,.1f} MB, schema {schema}; {held}"
+        return [Check(name="memory", status="ok", detail=detail, needed=True), *(_judge(db, name) for name in names)]
     except MemalignError as error:
         return [Check(name="memory", status="failed", detail=str(error), needed=True)]
 

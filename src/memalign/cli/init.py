@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from memalign.cli.options import Database
 from memalign.errors import ConfigurationError
+from memalign.stores import shown
 
 if TYPE_CHECKING:
     from memalign.judge import Judge
@@ -57,12 +59,12 @@ def init(
     finally:
         judge.close()
     if before is None:
-        say(f"registered judge {name!r} in {db}: {judge.scale.spec}, {judge.settings['model']}")
+        say(f"registered judge {name!r} in {shown(db)}: {judge.scale.spec}, {judge.settings['model']}")
         return
     old, new = before.settings, judge.settings
     changes = [key for key in new if new[key] != old[key]]
     if not changes:
-        say(f"judge {name!r} in {db}: nothing changed")
+        say(f"judge {name!r} in {shown(db)}: nothing changed")
     for key in changes:
         say(f"judge {name!r}: {key} changed from {old[key]!r} to {new[key]!r}")
     if "embedder" in changes:
@@ -70,12 +72,13 @@ def init(
 
 
 def _existing(db: str, name: str) -> Judge | None:
-    from memalign.cli.opening import names_in
     from memalign.judge import Judge
+    from memalign.memory import judge_names
+    from memalign.stores import open_store
 
-    if not Path(db).is_file() or name not in names_in(db):
-        return None
-    return Judge.load(db, name)
+    with closing(open_store(db)) as store:
+        known = store.exists() and name in judge_names(store)
+    return Judge.load(db, name) if known else None
 
 
 def _new(db: str, name: str, scale: str | None, given: dict[str, Any]) -> Judge:
@@ -86,7 +89,7 @@ def _new(db: str, name: str, scale: str | None, given: dict[str, Any]) -> Judge:
         f"--{key}" for key, value in {"instructions": given.get("instructions"), "scale": scale, "model": given.get("model")}.items() if not value
     ]
     if missing or scale is None:
-        raise ConfigurationError(f"judge {name!r} is new in {db}: give {', '.join(missing)}")
+        raise ConfigurationError(f"judge {name!r} is new in {shown(db)}: give {', '.join(missing)}")
     return Judge(name=name, scale=Scale.parse_spec(scale), memory=db, **given)
 
 

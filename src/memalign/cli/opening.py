@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from memalign.errors import ConfigurationError, MemalignError, NotFound
+from memalign.stores import open_store, shown
 
 if TYPE_CHECKING:
     from memalign.judge import Judge
+    from memalign.stores import Store
 
 
 @contextmanager
@@ -35,30 +36,33 @@ def opened(db: str, name: str) -> Iterator[Judge]:
 
 def chosen(db: str, name: str) -> str:
     """The name of a judge that the memory holds; with an empty ``name``, of its only one."""
-    known = names_in(db)
+    known, where = names_in(db), shown(db)
     if name in known:
         return name
     listed = ", ".join(map(repr, known))
     if not known:
-        raise NotFound(f"{db} holds no judge yet; register one with: memalign init --db {db}")
+        raise NotFound(f"{where} holds no judge yet; register one with: memalign init --db {where}")
     if name:
         close = difflib.get_close_matches(name, known, n=1)
         meant = f"; did you mean {close[0]!r}?" if close else ""
-        raise NotFound(f"no judge {name!r} in {db}; it holds: {listed}{meant}")
+        raise NotFound(f"no judge {name!r} in {where}; it holds: {listed}{meant}")
     if len(known) > 1:
-        raise ConfigurationError(f"{db} holds several judges; choose one with --judge or MEMALIGN_JUDGE: {listed}")
+        raise ConfigurationError(f"{where} holds several judges; choose one with --judge or MEMALIGN_JUDGE: {listed}")
     return known[0]
 
 
 def names_in(db: str) -> list[str]:
-    """The judges of a memory that exists; unlike opening it, this never makes a new file."""
+    """The judges of a memory that exists. Raises ConfigurationError when it does not."""
     from memalign.memory import judge_names
-    from memalign.stores import open_store
 
-    if "://" not in db and not Path(db).exists():
-        raise ConfigurationError(f"there is no memory {db!r}; check the path, or make one with: memalign init --db {db}")
-    store = open_store(db)
-    try:
+    with existing(db) as store:
         return judge_names(store)
-    finally:
-        store.close()
+
+
+@contextmanager
+def existing(db: str) -> Iterator[Store]:
+    """The store of a memory that exists; unlike opening it, this never makes one. Raises ConfigurationError when there is none."""
+    with closing(open_store(db)) as store:
+        if not store.exists():
+            raise ConfigurationError(f"there is no memory {shown(db)!r}; check the path, or make one with: memalign init --db {shown(db)}")
+        yield store

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-Database = Annotated[str, typer.Option("--db", envvar="MEMALIGN_DB", help="The memory: a file.", show_default=False)]
+Database = Annotated[str, typer.Option("--db", envvar="MEMALIGN_DB", help="The memory: a file, or postgresql://...", show_default=False)]
 JudgeName = Annotated[
     str, typer.Option("--judge", envvar="MEMALIGN_JUDGE", help="The judge's name; may be left out when the memory holds one judge.")
 ]

@@ -98,7 +98,7 @@ class Guidance(Lookup):
         if unknown := set(keep) - set(about):
             raise NotFound(f"{question_id} does not ask about {', '.join(sorted(unknown))}, but about {' and '.join(about)}")
         judge_id = self.judge_id
-        with self.store.writing() as connection:
+        with self.store.writing(judge_id) as connection:
             revision = revisions.current(connection, judge_id) + 1
             for key in about:
                 changes: dict[str, Any] = {"state": "active", "pinned": True} if key in keep else {"state": "superseded", "pinned": False}

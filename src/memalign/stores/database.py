@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import Any, ClassVar
 
-from sqlalchemy import Connection, Engine, Table, and_, func, inspect, select, text
+from sqlalchemy import Connection, Engine, Table, and_, column, func, inspect, select, table
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from memalign.errors import MemalignError, StoreError
@@ -135,7 +135,7 @@ class Database(ABC):
             return
         with self._transaction(engine, writing=True) as connection:
             if self._version(connection) != HEAD:  # else another process was faster
-                migrate(connection)
+                migrate(connection, namespace=self._namespace)
 
     def _version(self, connection: Connection) -> str | None:
         tables = inspect(connection).get_table_names(schema=self._namespace)
@@ -143,7 +143,8 @@ class Database(ABC):
             return None
         if "alembic_version" not in tables or "feedback" not in tables:
             raise StoreError(f"{self.location} is a database, but not a memory of memalign; name another one")
-        version: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        versions = table("alembic_version", column("version_num"), schema=self._namespace)
+        version: str | None = connection.execute(select(versions.c.version_num)).scalar()
         if version is not None and version > HEAD:
             raise StoreError(f"{self.location} was written by a newer memalign (schema {version}, this one knows {HEAD}); upgrade memalign")
         return version
@@ -163,13 +164,13 @@ def _cause(error: Exception) -> Exception:
 def _orphans(connection: Connection) -> list[str]:
     """References that lead nowhere."""
     found = []
-    for table in metadata.sorted_tables:
-        for key in table.foreign_key_constraints:
+    for child in metadata.sorted_tables:
+        for key in child.foreign_key_constraints:
             parent: Table = key.referred_table.alias("parent")  # type: ignore[assignment]
             match = and_(*(element.parent == parent.c[element.column.name] for element in key.elements))
             missing = next(iter(parent.primary_key)).is_(None)
             given = and_(*(element.parent.is_not(None) for element in key.elements))
-            query = select(func.count()).select_from(table.outerjoin(parent, match)).where(missing, given)
+            query = select(func.count()).select_from(child.outerjoin(parent, match)).where(missing, given)
             if count := connection.execute(query).scalar_one():
-                found.append(f"{count} row(s) of {table.name} refer to a row of {key.referred_table.name} that is not there")
+                found.append(f"{count} row(s) of {child.name} refer to a row of {key.referred_table.name} that is not there")
     return found

@@ -4,6 +4,7 @@ from alembic import context
 
 from memalign.stores.schema import metadata
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, transactional_ddl=True)
+given = context.config.attributes
+context.configure(connection=given["connection"], version_table_schema=given["namespace"], target_metadata=metadata, transactional_ddl=True)
 with context.begin_transaction():
     context.run_migrations()
