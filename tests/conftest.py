@@ -120,8 +120,15 @@ def db(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def expert(request: ChatRequest) -> Mapping[str, Any]:
     """Answers every purpose: yes; one guideline for each different reason; nothing is a duplicate."""
-    answers = {"judge": lambda: says("yes"), "verify": lambda: says("yes"), "distil": lambda: distilled(request), "relate": lambda: {"groups": []}}
+    answers = {"judge": lambda: says("yes"), "verify": lambda: says("yes"), "distil": lambda: distilled(request), "relate": related}
     return answers[request.purpose]()
+
+
+def related(*, duplicates: Any = (), narrower: Any = (), conflicts: Any = ()) -> dict[str, Any]:
+    """A reply to the question how guidelines relate; a conflict is a pair, or a pair with the two situations."""
+    parts = ("first_when", "second_when")
+    whole = [{"pair": list(found[:2])} | dict.fromkeys(parts, "") | dict(zip(parts, found[2:], strict=False)) for found in conflicts]
+    return {"duplicates": [list(group) for group in duplicates], "narrower": [list(pair) for pair in narrower], "conflicts": whole}
 
 
 def says(verdict: Any, rationale: str = "Because.") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from conftest import MakeJudge, add, distilled, expert, record, says, shown_cases, shown_guidelines, support
+from conftest import MakeJudge, add, distilled, expert, record, related, says, shown_cases, shown_guidelines, support
 from memalign import Judge, edge
 from memalign.alignment.operations import check, guideline_text, parse
 from memalign.embedders.scripted import HashEmbedder
@@ -188,7 +188,7 @@ def test_a_guideline_that_gains_evidence_twice_in_one_alignment_is_reported_once
         lambda request: {"operations": [support("g1", 1)] if shown_cases(request)[0][2] == "one" else [add(1, decide="heed apologise")]}
     )
     judge.session.reflection_model = model
-    report = judge.align([record(number, "one" if number < 18 else "two") for number in range(10, 26)])
+    report = judge.align([record(number, "one" if number < 14 else "two") for number in range(10, 18)])
     assert purposes(model)["distil"] == 2
     assert [guideline.id for guideline in report.joined] == ["g1"]
     assert len(report.joined[0].evidence_for) == 3
@@ -203,7 +203,8 @@ def test_a_reason_and_a_case_that_are_very_long_are_trimmed_in_the_prompt(make_j
 def test_progress_counts_records(make_judge: MakeJudge) -> None:
     seen: list[tuple[str, int, int]] = []
     make_judge().align([record(number, f"reason {number}") for number in range(10)], progress=lambda *step: seen.append(step))
-    assert sorted(seen) == [("distil", 8, 10), ("distil", 10, 10)] or sorted(seen) == [("distil", 2, 10), ("distil", 10, 10)]
+    assert [step[0] for step in seen] == ["distil"] * 3
+    assert seen[-1] == ("distil", 10, 10)
 
 
 def test_an_unknown_way_to_verify_is_an_error(make_judge: MakeJudge) -> None:
@@ -220,7 +221,7 @@ def test_a_changed_record_takes_its_guideline_with_it_and_the_old_reason_is_neve
     judge.align([record(1, "apologise"), record(2, "apologise"), record(3, "greet first")])
     model.requests.clear()
     report = judge.align([record(1, "be brief", value=True)])
-    prompt = str([request.messages for request in model.requests])
+    prompt = str([request.messages for request in model.requests if request.purpose == "distil"])
     assert sorted((label, reason) for _, label, reason in shown_cases(model.requests[0])) == [("no", "apologise"), ("yes", "be brief")]
     assert "heed apologise" not in prompt, "the guideline that rested on it is not shown"
     assert shown_guidelines(model.requests[0]) == {"g2": "When a reply is judged, heed greet first."}
@@ -242,7 +243,7 @@ def test_the_old_reason_of_a_changed_record_is_in_no_later_prompt(make_judge: Ma
     judge.overwrite(record(1, "greet first"))
     judge(inputs="question 1", outputs="reply 1")
     judge.align([record(2, "be brief")])
-    assert purposes(model) == {"distil": 2, "judge": 1}
+    assert purposes(model) == {"distil": 2, "judge": 1, "relate": 1}
     assert "obsolete" not in str([request.messages for request in model.requests])
 
 
@@ -390,12 +391,12 @@ def test_batches_run_at_once_and_one_that_fails_does_not_stop_the_others(make_ju
         return expert(request)
 
     judge = make_judge(Waiting(3, answer))
-    records = [record(number, "poison" if number == 9 else f"reason {number}") for number in range(24)]
+    records = [record(number, "poison" if number == 5 else f"reason {number}") for number in range(12)]
     report = judge.align(records)
-    assert len(report.added) == 16
+    assert len(report.added) == 8
     (failed,) = report.failed_batches
-    assert failed.feedback_ids == tuple(feedback.id for feedback in records[8:16])
-    assert (report.unconsumed, report.revision, len(judge.memory.episodes())) == (8, 1, 24)
+    assert failed.feedback_ids == tuple(feedback.id for feedback in records[4:8])
+    assert (report.unconsumed, report.revision, len(judge.memory.episodes())) == (4, 1, 12)
 
 
 def test_a_model_that_breaks_its_contract_fails_one_batch_only(make_judge: MakeJudge) -> None:
@@ -404,8 +405,8 @@ def test_a_model_that_breaks_its_contract_fails_one_batch_only(make_judge: MakeJ
             return ZeroDivisionError("a bug of the model's author")
         return expert(request)
 
-    report = make_judge(ScriptedChatModel(answer)).align([record(number, "poison" if number == 0 else f"reason {number}") for number in range(16)])
-    assert len(report.added) == 8
+    report = make_judge(ScriptedChatModel(answer)).align([record(number, "poison" if number == 0 else f"reason {number}") for number in range(8)])
+    assert len(report.added) == 4
     assert "ZeroDivisionError" in report.failed_batches[0].error
 
 
@@ -569,7 +570,7 @@ def test_a_proposal_that_cites_real_and_unreal_cases_keeps_the_real_ones(make_ju
     ],
 )
 def test_orders_of_a_verdict_are_told_from_principles(decide: str, ordered: bool) -> None:
-    accepted, rejected = check([add(1, decide=decide)], texts=["x"], known_ids=())
+    accepted, rejected = check([add(1, decide=decide)], texts=["x"], known_ids=(), labels=("A", "B", "tie"))
     assert bool(rejected) == ordered
     assert bool(accepted) != ordered
 
@@ -597,29 +598,41 @@ def test_a_surrogate_in_a_proposal_does_not_stop_the_alignment(make_judge: MakeJ
 def test_batches_side_by_side_that_say_the_same_make_one_guideline(make_judge: MakeJudge) -> None:
     model = Waiting(2, lambda request: {"operations": [add(1, decide="heed the Apology" + "!" * len(model.requests))]})
     judge = make_judge(model)
-    report = judge.align([record(number, f"reason {number}") for number in range(16)])
+    report = judge.align([record(number, f"reason {number}") for number in range(8)])
     assert len(report.added) == 1
-    assert set(report.added[0].evidence_for) == {record(0).id, record(8).id}
+    assert set(report.added[0].evidence_for) == {record(0).id, record(4).id}
     assert purposes(model) == {"distil": 2}, "equal texts need no call"
 
 
 def test_batches_that_mean_the_same_are_merged_by_the_relate_call(make_judge: MakeJudge) -> None:
     def answer(request: ChatRequest) -> Any:
         if request.purpose == "relate":
-            assert request.messages[-1].content.count("When a reply is judged, heed") == 16
-            return {"groups": [[1, 9], [2, 2], [3, 99], ["x"], [9, 4]]}
+            assert request.messages[-1].content.count("When a reply is judged, heed") == 8
+            return related(duplicates=[[1, 5], [2, 2], [3, 99], ["x"], [5, 4]])
         return expert(request)
 
     model = Waiting(2, answer)
     judge = make_judge(model)
-    report = judge.align([record(number, f"reason {number}") for number in range(16)])
+    report = judge.align([record(number, f"reason {number}") for number in range(8)])
     assert purposes(model) == {"distil": 2, "relate": 1}
-    assert len(report.added) == 15
+    assert len(report.added) == 7
     assert max(len(guideline.evidence_for) for guideline in report.added) == 2
     assert report.unconsumed == 0
 
 
-@pytest.mark.parametrize("reply", ["nonsense", {"groups": 5}, {"groups": [3]}, {}, ModelUnavailable("down"), "[" * 100_000])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "nonsense",
+        {"duplicates": 5, "narrower": [], "conflicts": []},
+        {"duplicates": [3], "narrower": [[1]], "conflicts": ["x", {"pair": 3}]},
+        {"duplicates": [], "narrower": [["a", "b"], [1, 1]], "conflicts": [{"pair": [1, None]}]},
+        {},
+        ModelUnavailable("down"),
+        ZeroDivisionError("a bug of the model's author"),
+        "[" * 100_000,
+    ],
+)
 def test_a_relate_call_that_fails_leaves_guidelines_apart(make_judge: MakeJudge, reply: Any) -> None:
     judge = make_judge(Waiting(2, lambda request: reply if request.purpose == "relate" else expert(request)))
     report = judge.align([record(number, f"reason {number}") for number in range(16)])
@@ -650,14 +663,14 @@ def test_a_rule_that_forbids_never_joins_one_that_demands(make_judge: MakeJudge)
 
 
 def test_later_rounds_see_what_earlier_ones_proposed(make_judge: MakeJudge) -> None:
-    """16 calls of 8 records run at once; the 17th sees what they made."""
-    model = ScriptedChatModel(expert)
-    report = make_judge(model).align([record(number, "apologise") for number in range(136)])
+    """16 calls of 4 records run at once; the 17th sees what they made."""
+    model = ScriptedChatModel(lambda request: {"operations": [add(1, decide="heed the Apology")]} if request.purpose == "distil" else related())
+    report = make_judge(model).align([record(number, f"apology {number}") for number in range(68)])
     assert purposes(model) == {"distil": 17}
     assert shown_guidelines(model.requests[15]) == {}
-    assert shown_guidelines(model.requests[16]) == {"new1": "When a reply is judged, heed apologise."}
+    assert shown_guidelines(model.requests[16]) == {"new1": "When a reply is judged, heed the Apology."}
     (guideline,) = report.added
-    assert len(guideline.evidence_for) == 136
+    assert len(guideline.evidence_for) == 17
 
 
 # Several experts

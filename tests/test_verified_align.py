@@ -98,7 +98,7 @@ def test_each_records_own_case_is_hidden(make_judge: MakeJudge) -> None:
 def test_replays_are_on_the_account(make_judge: MakeJudge) -> None:
     judge = make_judge(ScriptedChatModel(judged))
     seen: list[str] = []
-    report = judge.align(lessons("good", "good"), verify="full", progress=lambda stage, *_: seen.append(stage))
+    report = judge.align(lessons("good", "good"), verify="full", screen=False, progress=lambda stage, *_: seen.append(stage))
     with judge.memory.store.reading() as connection:
         purposes = Counter(connection.execute(select(schema.ledger.c.purpose)).scalars())
     assert purposes["verify"] == asked(judge.session.model) == report.verification.replays == 8 * 2 + 2 * 4  # type: ignore[arg-type]
@@ -109,9 +109,9 @@ def test_replays_are_on_the_account(make_judge: MakeJudge) -> None:
 def test_what_was_judged_before_is_not_paid_for_again(make_judge: MakeJudge) -> None:
     model = ScriptedChatModel(judged)
     judge = make_judge(model, k=0)
-    judge.align(lessons("good", "good"), verify="full")
+    judge.align(lessons("good", "good"), verify="full", screen=False)
     model.requests.clear()
-    report = judge.align([record(3, "idle")], verify="full")
+    report = judge.align([record(3, "idle")], verify="full", screen=False)
     assert (report.verification.outcome, report.verification.replays) == ("accepted", 18)
     assert asked(model) == 9 + 1, "with the new guideline, and the new record without it"
 
@@ -127,7 +127,7 @@ def test_verdicts_that_flip_do_not_stop_a_guideline(make_judge: MakeJudge) -> No
         return says("no" if count[number_of(request)] % 3 == 2 else "yes")
 
     judge = make_judge(ScriptedChatModel(flips))
-    report = judge.align(lessons("good", "good"), verify="full")
+    report = judge.align(lessons("good", "good"), verify="full", screen=False)
     assert states(judge) == {"good": "active"}
     assert len(report.verification.unsteady) == 6
 

@@ -15,7 +15,7 @@ from memalign.records import Failure, Feedback, Item, Verdict
 
 if TYPE_CHECKING:
     from memalign.agreement import Agreement
-    from memalign.alignment import Advice, AlignReport, Mode, Trying
+    from memalign.alignment import Advice, AlignReport, Limits, Mode, Trying
     from memalign.calibration import Calibration
     from memalign.judging import Caution, Part, Recall
     from memalign.panel import Panel
@@ -103,6 +103,7 @@ class Judge(Description):
         *,
         verify: Mode | None = None,
         override: bool = False,
+        screen: bool | None = None,
         actor: str = "",
         progress: Progress = _silent,
     ) -> AlignReport:
@@ -112,9 +113,11 @@ class Judge(Description):
         version in both memories. ``verify``: whether the guidelines must prove themselves on records that are judged again: "off", "fast"
         (24 of them) or "full" (all); by default off. What breaks a right verdict, or fixes none, is
         kept as a candidate that the judge does not read; with ``override`` it stands nevertheless, and the report says what it does.
+        ``screen``: whether the judge is asked about each new item first, one call an item, so that its errors lead distillation; by default as
+        ``verify`` is on or off. Verdicts it gave in service are known without a call.
         Raises BadRecord for a value off the scale, before anything is stored, and what the embedder raises.
         """
-        return edge.run(self.aalign(feedback, verify=verify, override=override, actor=actor, progress=progress))
+        return edge.run(self.aalign(feedback, verify=verify, override=override, screen=screen, actor=actor, progress=progress))
 
     async def aalign(
         self,
@@ -122,17 +125,28 @@ class Judge(Description):
         *,
         verify: Mode | None = None,
         override: bool = False,
+        screen: bool | None = None,
         actor: str = "",
         progress: Progress = _silent,
     ) -> AlignReport:
         """Learn from feedback; see ``align``."""
-        from memalign.alignment import HOSTED, IN_PROCESS, Limits, align
+        from memalign.alignment import HOSTED, IN_PROCESS, align
 
         trying = self._trying(verify, override=override)
         self._writable()
         pace = IN_PROCESS if model_name(self.reflection_model).startswith("local/") else HOSTED
         checked = self._checked(feedback)
-        return await align(self.session, self.task, checked, trying=trying, actor=actor, pace=pace, limits=Limits(), progress=progress)
+        return await align(
+            self.session,
+            self.task,
+            checked,
+            trying=trying,
+            screening=trying.mode != "off" if screen is None else screen,
+            actor=actor,
+            pace=pace,
+            limits=_limits(),
+            progress=progress,
+        )
 
     def overwrite(
         self, feedback: Feedback, *, verify: Mode | None = None, override: bool = False, actor: str = "", progress: Progress = _silent
@@ -283,6 +297,14 @@ class Judge(Description):
     def _writable(self) -> None:
         if self.revision is not None:
             raise ConfigurationError(f"this judge is pinned to revision {self.revision} and read-only; use the judge it was made from")
+
+
+def _limits() -> Limits:
+    from memalign.alignment import Limits
+    from memalign.settings import read_settings
+
+    found = read_settings()
+    return Limits(guidelines=found.guidelines, tokens=found.guideline_tokens, personal_data=found.personal_data)
 
 
 def _items(items: Iterable[Item | Feedback]) -> Iterable[Item]:

@@ -39,6 +39,12 @@ class Settings(BaseSettings):
     """Processor threads of in-process models."""
     context_tokens: int = Field(default=8192, validation_alias="MEMALIGN_CONTEXT_TOKENS", ge=256)
     """The window of in-process chat models."""
+    guidelines: int = Field(default=40, validation_alias="MEMALIGN_GUIDELINES", ge=1)
+    """Guidelines of a judge that may be active; more are archived, the least useful first."""
+    guideline_tokens: int = Field(default=2000, validation_alias="MEMALIGN_GUIDELINE_TOKENS", ge=100)
+    """Tokens of all its active guidelines, estimated at four characters each."""
+    personal_data: bool = Field(default=False, validation_alias="MEMALIGN_PERSONAL_DATA")
+    """Whether guidelines may hold what looks like an e-mail address, a telephone, card or account number."""
 
 
 def read_settings() -> Settings:

@@ -1,9 +1,9 @@
 """Alignment: feedback in, both memories updated, in one transaction and one revision."""
 
 from memalign.alignment.align import align, unalign
+from memalign.alignment.asking import HOSTED, IN_PROCESS
 from memalign.alignment.budget import Limits
 from memalign.alignment.coach import Advice, coach
-from memalign.alignment.distil import HOSTED, IN_PROCESS
 from memalign.alignment.gate import DRAWS
 from memalign.alignment.proof import Refused, Replayed, Verification
 from memalign.alignment.report import AlignReport, FailedBatch

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
+from memalign.alignment.asking import Pace
 from memalign.alignment.budget import Limits
 from memalign.alignment.commit import commit
-from memalign.alignment.distil import Pace, distil
+from memalign.alignment.distil import Distilling
 from memalign.alignment.plan import HELD, Plan
 from memalign.alignment.proving import named, prove
 from memalign.alignment.report import AlignReport
+from memalign.alignment.screen import missed, screen
 from memalign.alignment.verify import Trying
 from memalign.errors import MemalignError, NotFound
 from memalign.memory import Memory, drafts, episodic, questions, revisions, semantic
@@ -22,6 +26,9 @@ from memalign.rendering import search_text
 from memalign.session import Meter, Session
 from memalign.working import Task
 
+if TYPE_CHECKING:
+    from memalign.embedders import Vectors
+
 Progress = Callable[[str, int, int], None]
 """Called with the stage ("screen", "distil" ...), how many are done, and of how many."""
 
@@ -29,29 +36,38 @@ _RECORDS_AT_ONCE = 500
 
 
 async def align(
-    session: Session, task: Task, feedback: Iterable[Feedback], *, trying: Trying, actor: str, pace: Pace, limits: Limits, progress: Progress
+    session: Session,
+    task: Task,
+    feedback: Iterable[Feedback],
+    *,
+    trying: Trying,
+    screening: bool,
+    actor: str,
+    pace: Pace,
+    limits: Limits,
+    progress: Progress,
 ) -> AlignReport:
     """Learn from feedback, and from what an earlier alignment could not finish.
 
-    Feedback is stored before anything is asked of a model, so no error loses it. Raises what the embedder raises; failures of distillation
-    stand in the report.
+    Feedback is stored before anything is asked of a model, so no error loses it. ``screening``: the judge is asked about each new record
+    first; without it, only logged verdicts tell where it erred. Raises what the embedder raises; a failure of screening or distillation stands in
+    the way of nothing else.
     """
     meter = Meter()
     seen = await asyncio.to_thread(_record, session.memory, list(feedback))
     plan = await asyncio.to_thread(_plan, session.memory)
-    learnable = [stored for stored in [*plan.waiting, *plan.again] if stored.feedback.rationale.strip() and _to_distil(stored, plan)]
-    done = 0
-
-    def count(records: int) -> None:
-        nonlocal done
-        done += records
-        progress("distil", done, len(learnable))
-
     texts = {stored.content_hash: search_text(stored.feedback.item) for stored in plan.waiting if stored.since is None}
     embedding = asyncio.create_task(session.vectors(meter, texts))
     try:
-        distilled = await distil(session, meter, task, learnable, plan.guidelines, pace=pace, progress=count)
-        plan.embedded = await embedding
+        if screening:
+            opinion = partial(trying.replay, guidelines=None, purpose="screen")
+            plan.waiting = await screen(session.memory, meter, opinion, plan.waiting, partial(progress, "screen"))
+        learnable = [stored for stored in [*plan.waiting, *plan.again] if stored.feedback.rationale.strip() and _to_distil(stored, plan)]
+        near = await _near(session, meter, learnable, embedding) if any(map(missed, learnable)) else {}
+        counter = _Counter(progress, len(learnable))
+        distilling = Distilling(session=session, meter=meter, task=task, plan=plan, pace=pace, personal=limits.personal_data, progress=counter.add)
+        distilled = await distilling.run(learnable, near)
+        plan.embedded = await embedding | distilled.vectors
         proof = await prove(trying, session.memory, meter, task, plan, distilled, limits, progress=progress)
     except MemalignError:
         session.memory.log(meter.calls)  # what was paid for stands in the ledger, whatever came of it
@@ -59,6 +75,23 @@ async def align(
     finally:
         embedding.cancel()
     return named(await asyncio.to_thread(commit, session.memory, plan, distilled, seen, meter, limits, actor=actor), proof)
+
+
+class _Counter:
+    """Counts the records that are distilled."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def add(self, records: int) -> None:
+        self._done += records
+        self._progress("distil", self._done, self._total)
+
+
+async def _near(session: Session, meter: Meter, records: Sequence[Stored], embedding: asyncio.Task[dict[str, Vectors]]) -> dict[str, Vectors]:
+    """The vectors of records, by content hash, once the new ones are there."""
+    await asyncio.shield(embedding)
+    return await session.vectors(meter, {stored.content_hash: search_text(stored.feedback.item) for stored in records})
 
 
 async def unalign(session: Session, ids: Sequence[str], *, actor: str) -> AlignReport:

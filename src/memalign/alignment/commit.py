@@ -62,7 +62,7 @@ def commit(memory: Memory, plan: Plan, distilled: Distillation, seen: Counter[st
             questions.settle(connection, judge_id, revision)
             learned = (distilled.consumed | silent) & usable - outcome.stranded
             episodic.mark_distilled(connection, sorted(learned), revision)
-            drafts.discard(connection, judge_id, learned)
+            drafts.discard(connection, judge_id, learned | outcome.stranded)
             counts = {"admitted": len(admitted), "replaced": len(replaced), **outcome.counts()}
             replays.trim(connection, judge_id)
             revisions.commit(connection, judge_id, revision, verb="align", actor=actor, counts=counts)

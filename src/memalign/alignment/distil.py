@@ -3,55 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from memalign.alignment.operations import Add, Operation, Rejected, check, parse, schema
-from memalign.alignment.plan import NEW, Proposal
-from memalign.alignment.relate import duplicates
+from memalign.alignment.asking import Pace, ask
+from memalign.alignment.drafted import Drafted, carry_out, drafted, listed, read_draft, written
+from memalign.alignment.joining import Joining
+from memalign.alignment.operations import Rejected, check
+from memalign.alignment.plan import Plan, Proposal
+from memalign.alignment.relate import Held, alike, named, nominated
 from memalign.alignment.report import FailedBatch
-from memalign.errors import MemalignError, UnreadableReply
-from memalign.memory import semantic
+from memalign.alignment.screen import Case, cases, paired
+from memalign.alignment.support import unsupported
+from memalign.errors import MemalignError
+from memalign.memory import Memory, drafts, episodic
 from memalign.memory.episodic import Stored
-from memalign.models import ChatRequest, Message
-from memalign.prompts import render
 from memalign.records import Guideline, content_hash
-from memalign.rendering import item_text, trimmed
+from memalign.rendering import item_text
 from memalign.session import Meter, Session
-from memalign.working import Task, fenced
+from memalign.working import Task
 
-_ATTEMPTS = 3
-_ALIKE = 0.75
-"""Cosine similarity from which two rules count as one."""
-_FORBIDS = re.compile(r"\b(never|not|no|don't|avoid|without)\b", re.IGNORECASE)
-_SHOTS = (
-    ("Verdict: no. Reason: Mocks the author. We respect them, whoever is right.", "Never mock an author."),
-    ("Verdict: yes. Reason: Good, the source stands right beside the claim.", "Name the source beside each claim."),
-    ("Verdict: no. Reason: Makes him look it up himself. That is our work.", "Look things up ourselves, never leave it to the reader."),
-)
-"""From a field far away, so that none of it is right by chance."""
-_LONGEST_CASE = 2000
-"""Characters of a case, and of a reason, that the distilling model reads."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How much a distilling model is asked at once."""
-
-    batch_size: int = 8
-    """Records in one call."""
-    width: int = 16
-    """Calls at once; each later round sees what the earlier ones proposed."""
-    max_tokens: int = 1200
-    gist: bool = False
-    """Ask for nothing but the rule behind each single reason; rules that are alike become one. On the boolean scale only reasons for a no are asked
-    about: they name a fault, where a small model makes platitudes of praise."""
-
-
-HOSTED = Pace()
-IN_PROCESS = Pace(batch_size=1, width=1, max_tokens=40, gist=True)
-"""A small model on a processor writes some ten tokens a second, and loses the thread among several cases, but puts one reason into a rule well."""
+if TYPE_CHECKING:
+    from memalign.embedders import Vectors
 
 
 @dataclass(slots=True)
@@ -64,171 +38,144 @@ class Distillation:
     """Failed batches with the rows of their records."""
     consumed: set[int] = field(default_factory=set)
     """Rows of the records whose batch succeeded."""
+    vectors: dict[str, Vectors] = field(default_factory=dict)
+    """Content hash -> vector of the guidelines that were compared."""
 
 
-async def distil(
-    session: Session,
-    meter: Meter,
-    task: Task,
-    records: Sequence[Stored],
-    guidelines: Sequence[Guideline],
-    *,
-    pace: Pace,
-    progress: Callable[[int], None],
-) -> Distillation:
-    """Distil records that have reasons; ``progress`` hears how many are done. Errors of a batch are kept in the result, not raised."""
-    result = Distillation()
-    if pace.gist and task.scale.kind == "boolean":
+@dataclass(slots=True, kw_only=True)
+class Distilling:
+    """One distillation: what it works with, and what has come out so far."""
+
+    session: Session
+    meter: Meter
+    task: Task
+    plan: Plan
+    pace: Pace
+    personal: bool
+    """Whether guidelines may hold what looks like personal data."""
+    progress: Callable[[int], None]
+    """Hears how many records are done."""
+    result: Distillation = field(default_factory=Distillation)
+
+    async def run(self, records: Sequence[Stored], vectors: Mapping[str, Vectors]) -> Distillation:
+        """Distil records that have reasons. Errors of a batch are kept in the result, those of the embedder are raised.
+
+        Every batch that succeeds is kept in the store until it is committed, so that it is never paid for twice. ``vectors``: of the
+        records' items by content hash, to pair errors with their nearest opposites; may be empty.
+        """
+        records = await asyncio.to_thread(self._drafts, self._without_praise(records))
+        found = paired(cases(records, shown=self.pace.alike), vectors)
+        batches = [found[start : start + self.pace.batch_size] for start in range(0, len(found), self.pace.batch_size)]
+        await self._relate(0)
+        for first in range(0, len(batches), self.pace.width):
+            seen = listed(self.plan.guidelines, self.result.proposals)
+            before = len(self.result.proposals)
+            wave = enumerate(batches[first : first + self.pace.width], start=first)
+            await asyncio.gather(*(self._batch(number, batch, seen) for number, batch in wave))
+            if not self.pace.gist:
+                await self._relate(before)
+        if self.pace.gist:
+            await self._relate(0)
+        return self.result
+
+    def _without_praise(self, records: Sequence[Stored]) -> Sequence[Stored]:
+        if not self.pace.gist or self.task.scale.kind != "boolean":
+            return records
         praise = [stored for stored in records if stored.feedback.value]
-        result.consumed |= {stored.row for stored in praise}
-        records = [stored for stored in records if not stored.feedback.value]
-        progress(len(praise))
-    batches = [records[start : start + pace.batch_size] for start in range(0, len(records), pace.batch_size)]
-    for first in range(0, len(batches), pace.width):
-        seen = _listed(guidelines, result.proposals)
-        wave = list(enumerate(batches[first : first + pace.width], start=first))
-        await asyncio.gather(*(_batch(session, meter, task, pace, number, batch, seen, result, progress) for number, batch in wave))
-        if len(wave) > 1:
-            await _merge(session, meter, result)
-    if pace.gist:
-        await _join_alike(session, meter, result, guidelines)
-    return result
+        self.result.consumed |= {stored.row for stored in praise}
+        self.progress(len(praise))
+        return [stored for stored in records if not stored.feedback.value]
 
+    def _drafts(self, records: Sequence[Stored]) -> list[Stored]:
+        """Take up what an earlier alignment paid for but did not commit; gives the records that are left."""
+        memory = self.session.memory
+        with memory.store.reading() as connection:
+            found = drafts.waiting(connection, memory.judge_id, self._key(), {stored.row for stored in records})
+        for place, draft in enumerate(found):
+            operations, rejected = read_draft(draft.content)
+            self._take(-2 - place, operations, rejected, set(draft.rows))
+            self.progress(len(draft.rows))
+        return [stored for stored in records if stored.row not in self.result.consumed]
 
-async def _batch(
-    session: Session,
-    meter: Meter,
-    task: Task,
-    pace: Pace,
-    number: int,
-    batch: Sequence[Stored],
-    seen: Sequence[Guideline],
-    result: Distillation,
-    progress: Callable[[int], None],
-) -> None:
-    rows = [stored.row for stored in batch]
-    texts = [f"{item_text(stored.feedback.item)}\n{stored.feedback.rationale}" for stored in batch]
-    known = [guideline.id for guideline in seen]
-    try:
-        proposals = await _gist(session, meter, task, batch[0]) if pace.gist else await _ask(session, meter, _request(task, pace, batch, seen))
-    except Exception as error:  # also of a model that breaks its contract: it must not take the other batches with it
-        failed = FailedBatch(
-            feedback_ids=tuple(stored.feedback.id for stored in batch),
-            error=str(error) if isinstance(error, MemalignError) else f"{type(error).__name__}: {error}",
-            retryable=isinstance(error, MemalignError) and error.retryable,
-        )
-        result.failed.append((failed, rows))
-        return
-    finally:
-        progress(len(batch))
-    accepted, rejected = check(proposals, texts=texts, known_ids=known)
-    result.rejected += rejected
-    result.consumed |= set(rows)
-    for operation in accepted:
-        evidence = {rows[case] for case in operation.cases}
-        _propose(result.proposals, operation, evidence, set(rows), number)
-
-
-def _propose(proposals: list[Proposal], operation: Operation, evidence: set[int], taint: set[int], batch: int) -> None:
-    """Add a proposal, or let it join one that says the same or that it supports."""
-    if isinstance(operation, Add):
-        same = next((p for p in proposals if semantic.normalised(p.text) == semantic.normalised(operation.text)), None)
-        found = same or Proposal(text=operation.text, scope=operation.scope, batch=batch)
-    elif operation.guideline_id.startswith(NEW):
-        found = proposals[int(operation.guideline_id.removeprefix(NEW)) - 1]
-    else:
-        known = next((p for p in proposals if p.guideline_id == operation.guideline_id), None)
-        found = known or Proposal(text="", scope="", batch=batch, guideline_id=operation.guideline_id)
-    found.evidence |= evidence
-    found.taint |= taint | evidence
-    if found not in proposals:
-        proposals.append(found)
-
-
-async def _ask(session: Session, meter: Meter, request: ChatRequest) -> list[dict[str, object]]:
-    for attempt in range(1, _ATTEMPTS + 1):
-        reply = await session.ask(meter, session.reflection_model, request)
+    async def _batch(self, number: int, batch: Sequence[Case], seen: Sequence[Guideline]) -> None:
+        rows = set[int]().union(*(case.rows for case in batch))
         try:
-            return parse(reply.text)
-        except UnreadableReply:
-            if attempt == _ATTEMPTS:
-                raise
-            request = ChatRequest(
-                messages=request.messages,
-                schema=request.schema,
-                max_tokens=request.max_tokens * 2,
-                temperature=0.3 * attempt,
-                purpose="distil",
+            proposals = await ask(self.session, self.meter, self.task, self.pace, [case.stored for case in batch], [len(c.rows) for c in batch], seen)
+            accepted, rejected = check(
+                proposals,
+                texts=[f"{item_text(case.stored.feedback.item)}\n{case.stored.feedback.rationale}" for case in batch],
+                known_ids=[guideline.id for guideline in seen],
+                pinned=[guideline.id for guideline in seen if guideline.pinned],
+                labels=self.task.scale.labels,
+                personal=self.personal,
             )
-    raise AssertionError
-
-
-async def _gist(session: Session, meter: Meter, task: Task, stored: Stored) -> list[dict[str, object]]:
-    """One reason as a rule. The case itself is left out: a small model would copy it."""
-    given = f"Verdict: {task.scale.label_of(stored.feedback.value)}. Reason: {trimmed(stored.feedback.rationale, _LONGEST_CASE)}"
-    shots = [message for reason, rule in _SHOTS for message in (Message("user", reason), Message("assistant", rule))]
-    messages = (Message("system", render("gist")), *shots, Message("user", given))
-    reply = await session.ask(meter, session.reflection_model, ChatRequest(messages=messages, max_tokens=IN_PROCESS.max_tokens, purpose="distil"))
-    return [{"op": "rule", "rule": reply.text.strip().partition("\n")[0], "cases": [1]}]
-
-
-def _request(task: Task, pace: Pace, batch: Sequence[Stored], seen: Sequence[Guideline]) -> ChatRequest:
-    cases = [
-        {
-            "item": fenced(task.secret, trimmed(item_text(stored.feedback.item), _LONGEST_CASE)),
-            "label": task.scale.label_of(stored.feedback.value),
-            "rationale": trimmed(stored.feedback.rationale, _LONGEST_CASE),
-        }
-        for stored in batch
-    ]
-    return ChatRequest(
-        messages=(
-            Message("system", render("distil_system", instructions=task.instructions, scale=task.scale.prompt())),
-            Message("user", render("distil_user", guidelines=seen, cases=cases)),
-        ),
-        schema=schema([guideline.id for guideline in seen]),
-        max_tokens=pace.max_tokens,
-        purpose="distil",
-    )
-
-
-def _listed(guidelines: Sequence[Guideline], proposals: Sequence[Proposal]) -> list[Guideline]:
-    """What exists for the next round: guidelines, and proposals as new1, new2 ... by their place."""
-    new = [(place, proposal) for place, proposal in enumerate(proposals, start=1) if proposal.guideline_id is None]
-    return [*guidelines, *(Guideline(id=f"{NEW}{place}", version=0, text=proposal.text) for place, proposal in new)]
-
-
-async def _merge(session: Session, meter: Meter, result: Distillation) -> None:
-    """Batches that ran side by side could not see each other: let proposals that say the same become one."""
-    new = [proposal for proposal in result.proposals if proposal.guideline_id is None]
-    if len({proposal.batch for proposal in new}) < 2:
-        return
-    gone: list[Proposal] = []
-    for kept, others in await duplicates(session, meter, [proposal.text for proposal in new]):
-        for other in others:
-            new[kept].evidence |= new[other].evidence
-            new[kept].taint |= new[other].taint
-            gone.append(new[other])
-    result.proposals = [proposal for proposal in result.proposals if not any(proposal is merged for merged in gone)]
-
-
-async def _join_alike(session: Session, meter: Meter, result: Distillation, guidelines: Sequence[Guideline]) -> None:
-    """Let a new rule that is alike an older one become evidence for it; a rule that forbids is never alike one that demands."""
-    new = [proposal for proposal in result.proposals if proposal.guideline_id is None]
-    texts = [*(guideline.text for guideline in guidelines), *(proposal.text for proposal in new)]
-    vectors = await session.vectors(meter, {content_hash(text): text for text in texts})
-    older: list[Proposal] = [Proposal(text=guideline.text, scope="", batch=-1, guideline_id=guideline.id) for guideline in guidelines]
-    for proposal in new:
-        vector = vectors[content_hash(proposal.text)]
-        alike = [
-            (float(vectors[content_hash(other.text)] @ vector), place)
-            for place, other in enumerate(older)
-            if bool(_FORBIDS.search(other.text)) is bool(_FORBIDS.search(proposal.text))
-        ]
-        likeness, place = max(alike, default=(0.0, -1))
-        if likeness < _ALIKE:
-            older.append(proposal)
+            operations = [drafted(operation, batch, seen) for operation in accepted]
+            await asyncio.shield(asyncio.to_thread(_keep, self.session.memory, self._key(), rows, written(operations, rejected)))
+        except Exception as error:  # also of a model that breaks its contract: it must not take the other batches with it
+            failed = FailedBatch(
+                feedback_ids=tuple(self.plan.records[row].feedback.id for row in sorted(rows)),
+                error=str(error) if isinstance(error, MemalignError) else f"{type(error).__name__}: {error}",
+                retryable=isinstance(error, MemalignError) and error.retryable,
+            )
+            self.result.failed.append((failed, sorted(rows)))
         else:
-            older[place].evidence |= proposal.evidence
-            older[place].taint |= proposal.taint
-    result.proposals = [proposal for proposal in older if proposal.evidence]
+            self._take(number, operations, rejected, rows)
+        finally:
+            self.progress(len(rows))
+
+    def _take(self, number: int, operations: Sequence[Drafted], rejected: Sequence[Rejected], rows: set[int]) -> None:
+        self.result.rejected += rejected
+        self.result.consumed |= rows
+        for operation in operations:
+            carry_out(self.result.proposals, operation, taint=rows, batch=number)
+
+    async def _relate(self, first: int) -> None:
+        """Compare the proposals from one place on with what is there: reject what nothing supports, join, narrow, settle."""
+        fresh = [proposal for proposal in self.result.proposals[first:] if proposal.text and proposal.guideline_id is None]
+        if not fresh:
+            return
+        records = self.plan.records
+        unfounded = await unsupported(self.session, self.meter, fresh, records)
+        self.result.rejected += [Rejected(proposal.text, reason) for proposal, reason in unfounded]
+        dropped = [proposal for proposal, _ in unfounded]
+        self.result.proposals = [proposal for proposal in self.result.proposals if proposal not in dropped]
+        fresh = [proposal for proposal in fresh if proposal not in dropped]
+        older = [p for p in self.result.proposals if p.text and p.guideline_id is None and p not in fresh]
+        held = [Held(guideline.text, guideline=guideline) for guideline in self.plan.guidelines]
+        held += [Held(proposal.text, proposal=proposal) for proposal in [*older, *fresh]]
+        if len({one.proposal.batch if one.proposal else None for one in held}) < 2 and not self.pace.gist:
+            return  # a batch's own proposals know each other
+        self.result.vectors |= await self.session.vectors(self.meter, {content_hash(one.text): one.text for one in held})
+        if self.pace.gist:
+            relations = alike(held, self.result.vectors)
+        elif pairs := nominated(held, self.result.vectors):
+            relations = await named(self.session, self.meter, held, pairs)
+        else:
+            return
+        contested = [held[place].guideline for found in relations.conflicts for place in found[:2]]
+        support = await asyncio.to_thread(_records_of, self.session.memory, [guideline for guideline in contested if guideline is not None])
+        reworded = {p.guideline_id for p in self.result.proposals if p.text and p.guideline_id is not None}
+        joining = Joining(held, support, records, reworded=reworded)
+        joining.act(relations)
+        self.result.proposals = [proposal for proposal in self.result.proposals if proposal not in joining.gone]
+
+    def _key(self) -> str:
+        return content_hash(self.session.reflection_model.name, self.task.instructions, self.task.scale.labels, self.pace.gist)
+
+
+def _keep(memory: Memory, key: str, rows: set[int], content: object) -> None:
+    with memory.store.writing() as connection:
+        present = episodic.existing(connection, sorted(rows))
+        if present == rows:
+            drafts.keep(connection, memory.judge_id, key, rows, content)
+
+
+def _records_of(memory: Memory, guidelines: Sequence[Guideline]) -> dict[str, list[Stored]]:
+    """Guideline id -> the live records that support it."""
+    if not guidelines:
+        return {}
+    ids = {feedback_id for guideline in guidelines for feedback_id in guideline.evidence_for}
+    with memory.store.reading() as connection:
+        found = episodic.by_rows(connection, list(episodic.live_rows(connection, memory.judge_id, ids).values()))
+    by_id = {stored.feedback.id: stored for stored in found}
+    return {guideline.id: [by_id[key] for key in guideline.evidence_for if key in by_id] for guideline in guidelines}

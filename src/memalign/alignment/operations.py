@@ -8,20 +8,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from memalign.alignment.checks import addresses_the_model, copied, folded, orders_a_verdict, personal_data
 from memalign.errors import UnreadableReply
 from memalign.rendering import guideline_text
 
+__all__ = ["Add", "Contradict", "Operation", "Refine", "Rejected", "Support", "check", "guideline_text", "parse", "schema"]
+
 MOST_OPERATIONS = 12
 """In one reply; what a model proposes beyond is refused."""
-
-_LONGEST_COPY = 8
-"""Words in a row that a guideline may share with a case."""
-
-_VERDICT_ORDER = re.compile(
-    r"\b(always|never)\s+(answer|say|reply with|decide|return|choose)\s+[\"']?"
-    r"((yes|no|true|false|tie|[0-9]+)\b|[ab](?=[\"']?\s*([.,;!]|because\b|$)))",  # "choose a polite tone" is no order
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +37,24 @@ class Support:
 
 
 @dataclass(frozen=True, slots=True)
+class Refine:
+    """A better wording of an existing guideline, with the evidence that asks for it."""
+
+    guideline_id: str
+    text: str
+    scope: str
+    cases: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Contradict:
+    """Evidence against an existing guideline."""
+
+    guideline_id: str
+    cases: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """A proposal that was not carried out."""
 
@@ -50,20 +62,20 @@ class Rejected:
     reason: str
 
 
-Operation = Add | Support
+Operation = Add | Support | Refine | Contradict
 
 
 def schema(known_ids: Sequence[str]) -> dict[str, Any]:
-    """The JSON schema of a distillation's reply; SUPPORT is offered only when there is something to support."""
+    """The JSON schema of a distillation's reply; operations on existing guidelines are offered only when there are some."""
     cases = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
     part = {"type": "string", "minLength": 3, "maxLength": 200}
-    parts: dict[str, Any] = {"op": {"type": "string", "enum": ["add"]}, "when": part, "decide": part, "because": part, "cases": cases}
-    variants = [_object(parts)]
+    wording: dict[str, Any] = {"when": part, "decide": part, "because": part, "cases": cases}
+    variants = [_object({"op": _one_of("add")} | wording), _object({"op": _one_of("noop"), "cases": cases})]
     if known_ids:
-        guideline = {"type": "string", "enum": list(known_ids)}
-        variants.append(_object({"op": {"type": "string", "enum": ["support"]}, "guideline": guideline, "cases": cases}))
-    operations = {"type": "array", "maxItems": MOST_OPERATIONS, "items": {"anyOf": variants} if len(variants) > 1 else variants[0]}
-    return _object({"operations": operations})
+        guideline = _one_of(*known_ids)
+        variants.append(_object({"op": _one_of("support", "contradict"), "guideline": guideline, "cases": cases}))
+        variants.append(_object({"op": _one_of("refine"), "guideline": guideline} | wording))
+    return _object({"operations": {"type": "array", "maxItems": MOST_OPERATIONS, "items": {"anyOf": variants}}})
 
 
 def parse(text: str) -> list[dict[str, Any]]:
@@ -79,67 +91,90 @@ def parse(text: str) -> list[dict[str, Any]]:
     return operations
 
 
-def check(proposals: Sequence[dict[str, Any]], *, texts: Sequence[str], known_ids: Collection[str]) -> tuple[list[Operation], list[Rejected]]:
+def check(
+    proposals: Sequence[dict[str, Any]],
+    *,
+    texts: Sequence[str],
+    known_ids: Collection[str],
+    pinned: Collection[str] = (),
+    labels: Sequence[str] = (),
+    personal: bool = False,
+) -> tuple[list[Operation], list[Rejected]]:
     """Sort proposals into operations to carry out and rejections with their reasons.
 
-    ``texts`` are the batch's cases in order. An operation must cite a case that exists, a SUPPORT a guideline that exists; a new guideline must
-    be a principle, not a copy of a case and not an order to give one verdict always.
+    ``texts`` are the batch's cases in order. An operation must cite a case that exists, and a guideline that exists; a wording must be a
+    principle: no copy of a case, no order to give one of the ``labels`` always, no word to the judge about its instructions, and, unless
+    ``personal``, nothing that looks like personal data. A new wording of a ``pinned`` guideline counts as support.
     """
+    rules = _Rules([folded(text) for text in texts], known_ids, pinned, labels, personal)
     accepted: list[Operation] = []
     rejected: list[Rejected] = []
     for place, proposal in enumerate(proposals):
         outcome = (
             Rejected(_text(proposal), f"more than {MOST_OPERATIONS} proposals in one reply")
             if place >= MOST_OPERATIONS
-            else _checked(proposal, texts, known_ids)
+            else None
+            if proposal.get("op") == "noop"
+            else rules.checked(proposal)
         )
         if isinstance(outcome, Rejected):
             rejected.append(outcome)
-        else:
+        elif outcome is not None:
             accepted.append(outcome)
     return accepted, rejected
 
 
-def _checked(proposal: dict[str, Any], texts: Sequence[str], known_ids: Collection[str]) -> Operation | Rejected:
-    cited = proposal.get("cases")
-    numbers = [number for number in cited if type(number) is int] if isinstance(cited, list) else []
-    cases = tuple(dict.fromkeys(number - 1 for number in numbers if 1 <= number <= len(texts)))
-    if not cases:
-        return Rejected(_text(proposal), f"cites no case that exists (cited {cited!r:.60})")
-    if proposal.get("op") == "support":
-        guideline_id = proposal.get("guideline")
-        if guideline_id not in known_ids:
-            return Rejected(_text(proposal), f"supports a guideline that does not exist ({guideline_id!r:.40})")
-        return Support(str(guideline_id), cases)
-    if proposal.get("op") == "rule":
-        return _new(str(proposal.get("rule", "")).strip(), "", cases, texts)
-    parts = [proposal.get(name) for name in ("when", "decide", "because")]
-    if proposal.get("op") != "add" or not all(isinstance(part, str) for part in parts):
-        return Rejected(_text(proposal), "is not an operation that is known")
-    when, decide, because = (str(part) for part in parts)
-    if not when.strip() or len(decide.split()) < 2:
-        return Rejected(_text(proposal), "says nothing to decide by")
-    return _new(guideline_text(when, decide, because), when.strip(), cases, texts)
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    sources: Sequence[str]
+    known_ids: Collection[str]
+    pinned: Collection[str]
+    labels: Sequence[str]
+    personal: bool
+
+    def checked(self, proposal: dict[str, Any]) -> Operation | Rejected:
+        op, cited, guideline_id = proposal.get("op"), proposal.get("cases"), proposal.get("guideline")
+        numbers = [number for number in cited if type(number) is int] if isinstance(cited, list) else []
+        cases = tuple(dict.fromkeys(number - 1 for number in numbers if 1 <= number <= len(self.sources)))
+        if not cases:
+            return Rejected(_text(proposal), f"cites no case that exists (cited {cited!r:.60})")
+        if op in ("support", "contradict", "refine") and (not isinstance(guideline_id, str) or guideline_id not in self.known_ids):
+            return Rejected(_text(proposal), f"{op}s a guideline that does not exist ({guideline_id!r:.40})")
+        if op == "support" or (op == "refine" and guideline_id in self.pinned):
+            return Support(str(guideline_id), cases)
+        if op == "contradict":
+            return Contradict(str(guideline_id), cases)
+        worded = self._worded(proposal)
+        if isinstance(worded, Rejected):
+            return worded
+        text, scope = worded
+        return Refine(str(guideline_id), text, scope, cases) if op == "refine" else Add(text, scope, cases)
+
+    def _worded(self, proposal: dict[str, Any]) -> tuple[str, str] | Rejected:
+        if proposal.get("op") == "rule":
+            text, scope, decide = str(proposal.get("rule", "")).strip(), "", ""
+        else:
+            parts = [proposal.get(name) for name in ("when", "decide", "because")]
+            if proposal.get("op") not in ("add", "refine") or not all(isinstance(part, str) for part in parts):
+                return Rejected(_text(proposal), "is not an operation that is known")
+            when, decide, because = (" ".join(str(part).split()) for part in parts)
+            if not when or not _says_something(decide, 2):
+                return Rejected(_text(proposal), "says nothing to decide by")
+            text, scope = guideline_text(when, decide, because), when
+        if not _says_something(text, 3):
+            return Rejected(text, "says nothing to decide by")
+        fault = orders_a_verdict(text, self.labels, scope=scope, decide=decide) or addresses_the_model(text)
+        fault = fault or (None if self.personal else personal_data(text)) or copied(text, self.sources)
+        return Rejected(text, fault) if fault else (text, scope)
 
 
-def _new(text: str, scope: str, cases: tuple[int, ...], texts: Sequence[str]) -> Add | Rejected:
-    if len(text.split()) < 3:
-        return Rejected(text, "says nothing to decide by")
-    if _VERDICT_ORDER.search(text):
-        return Rejected(text, "orders one verdict instead of saying what decides it")
-    if copied := _copied(text, texts):
-        return Rejected(text, f"copies a case: {copied!r}")
-    return Add(text, scope, cases)
+def _says_something(text: str, words: int) -> bool:
+    """Whether a text has some words; in scripts without spaces, twice as many characters."""
+    return len(text.split()) >= words or (not text.isascii() and len(re.findall(r"\w", text)) >= 2 * words and " " not in text.strip())
 
 
-def _copied(text: str, texts: Sequence[str]) -> str | None:
-    words = re.findall(r"\w+", text.casefold())
-    sources = [" ".join(re.findall(r"\w+", source.casefold())) for source in texts]
-    for start in range(len(words) - _LONGEST_COPY):
-        run = " ".join(words[start : start + _LONGEST_COPY + 1])
-        if any(f" {run} " in f" {source} " for source in sources):
-            return run
-    return None
+def _one_of(*values: str) -> dict[str, Any]:
+    return {"type": "string", "enum": list(values)}
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

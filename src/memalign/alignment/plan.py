@@ -100,8 +100,8 @@ def outlook(plan: Plan, proposals: Sequence[Proposal], limits: Limits) -> list[G
 def after(old: Guideline | None, proposal: Proposal, ids: Mapping[int, str], key: str, *, rivals: Collection[Proposal] | None = None) -> Guideline:
     """A guideline as a proposal leaves it; ``ids``: row -> feedback id of the evidence that counts.
 
-    A text that an expert pinned stays. A candidate that gains evidence competes again. One that at least as many cases contradict as support is
-    quarantined. A proposal whose rival is not among ``rivals`` has none.
+    A text that an expert pinned stays. A candidate that gains evidence competes again. One that new cases contradict, so that at least as many
+    contradict as support it, is quarantined. A proposal whose rival is not among ``rivals`` has none.
     """
     old = old or Guideline(id=key, version=0, text=proposal.text, scope=proposal.scope)
     found = _with(old, {ids[row] for row in proposal.evidence if row in ids}, {ids[row] for row in proposal.against if row in ids})
@@ -110,7 +110,8 @@ def after(old: Guideline | None, proposal: Proposal, ids: Mapping[int, str], key
     state = proposal.state or ("active" if old.state == "candidate" and proposal.evidence else old.state)
     if isinstance(proposal.rival, Proposal) and rivals is not None and proposal.rival not in rivals:
         state = "active"
-    return _outvoted(replace(found, text=proposal.text or old.text, scope=proposal.scope or old.scope, state=state))
+    found = replace(found, text=proposal.text or old.text, scope=proposal.scope or old.scope, state=state)
+    return _outvoted(found) if proposal.against and not proposal.text else found
 
 
 def revised_by(old: Guideline, revised: Revised, ids: Mapping[int, str]) -> Guideline:

@@ -33,7 +33,9 @@ _EXCERPT = 160
 class Replay(Protocol):
     """The judge, as alignment uses it to try changes."""
 
-    async def __call__(self, meter: Meter, item: Item, guidelines: Sequence[Guideline] | None, *, draw: int = 0) -> Verdict | Failure:
+    async def __call__(
+        self, meter: Meter, item: Item, guidelines: Sequence[Guideline] | None, *, draw: int = 0, purpose: str = "verify"
+    ) -> Verdict | Failure:
         """What the judge says of an item, its own case hidden, under these guidelines or, with None, the active ones.
 
         Draws of different numbers are verdicts of their own; the same draw of the same prompt is paid for once. Calls go on the meter.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -136,6 +136,12 @@ def retract(connection: Connection, rows: Sequence[int], revision: int) -> None:
 def mark_distilled(connection: Connection, rows: Sequence[int], revision: int | None) -> None:
     """Say in which revision semantic memory learned from versions; None sends them to distillation again."""
     _set(connection, rows, distilled=revision)
+
+
+def note_judged(connection: Connection, verdicts: Mapping[int, Any]) -> None:
+    """Note with versions (by row) what the judge says of their items; what was known before stays."""
+    for row, value in verdicts.items():
+        connection.execute(update(_TABLE).where(_TABLE.c.row == row, _TABLE.c.judged.is_(None)).values(judged=canonical(value)))
 
 
 def drop_waiting(connection: Connection, judge_id: int, ids: Sequence[str]) -> set[str]:
