@@ -50,9 +50,10 @@ def read_draft(content: Any) -> tuple[list[Drafted], list[Rejected]]:
 
 
 def listed(guidelines: Sequence[Guideline], proposals: Sequence[Proposal]) -> list[Guideline]:
-    """What exists for the next round: guidelines, and proposals as new1, new2 ... by their place."""
+    """What a model is shown: guidelines that are in force or in question, and proposals as new1, new2 ... by their place."""
+    known = [guideline for guideline in guidelines if guideline.state != "candidate"]
     new = [(place, proposal) for place, proposal in enumerate(proposals, start=1) if proposal.guideline_id is None]
-    return [*guidelines, *(Guideline(id=f"{NEW}{place}", version=0, text=proposal.text) for place, proposal in new)]
+    return [*known, *(Guideline(id=f"{NEW}{place}", version=0, text=proposal.text) for place, proposal in new)]
 
 
 def carry_out(proposals: list[Proposal], operation: Drafted, *, taint: set[int], batch: int) -> None:

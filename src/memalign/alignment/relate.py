@@ -32,6 +32,7 @@ _COMMON = frozenset(
     word[:_STEM]
     for word in _WORD.findall(
         "when what which that this these those with must should always never require requires reject rejects reply replies answer answers "
+        "the and are for not but was all any who how why you your our his her its can may nor yet too "
         "because before after from into than then they them their there have been being does only also such where while about each every other"
     )
 )
@@ -93,16 +94,15 @@ def alike(held: Sequence[Held], vectors: Mapping[str, Vectors]) -> Relations:
     """
     kept, groups, conflicts = list[int](), dict[int, list[int]](), list[tuple[int, int, str, str]]()
     for place, one in enumerate(held):
-        likeness, nearest = max(
-            ((float(vectors[content_hash(held[other].text)] @ vectors[content_hash(one.text)]), other) for other in kept), default=(0, 0)
-        )
-        if one.proposal is None or likeness < ALIKE:
-            kept.append(place)
-        elif forbids(held[nearest].text) == forbids(one.text):
-            groups.setdefault(nearest, [nearest]).append(place)
+        mine = vectors[content_hash(one.text)]
+        likeness = {other: float(vectors[content_hash(held[other].text)] @ mine) for other in kept} if one.proposal is not None else {}
+        near = [other for other in sorted(likeness, key=lambda other: -likeness[other]) if likeness[other] >= ALIKE]
+        same = next((other for other in near if forbids(held[other].text) == forbids(one.text)), None)
+        if same is not None:
+            groups.setdefault(same, [same]).append(place)
         else:
             kept.append(place)
-            conflicts.append((nearest, place, "", ""))
+            conflicts += [(other, place, "", "") for other in near[:1]]
     return Relations(duplicates=list(groups.values()), conflicts=conflicts)
 
 

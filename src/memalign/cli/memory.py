@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memalign.cli.accept import accept
+from memalign.cli.guidelines import add, edit, pin, retire, unpin
 from memalign.cli.options import Actor, AsJson, Database, JudgeName
 from memalign.cli.past import diff, explain, rollback
 from memalign.cli.questions import answer, questions
@@ -156,3 +157,5 @@ app.command()(explain)
 app.command()(questions)
 app.command()(answer)
 app.command()(accept)
+for verb in (pin, unpin, edit, add, retire):
+    app.command()(verb)
