@@ -15,10 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import align, judgement, opening
+from benchmarks import align, judgement, opening, relations
 from benchmarks.measuring import ROOT, Row, facts
 
-PARTS = ("opening", "judgement", "align")
+PARTS = ("opening", "judgement", "align", "relations")
 _STATE = {True: "ok", False: "missed", None: ""}
 
 _NOTES = """\
@@ -36,6 +36,7 @@ def measured(parts: Sequence[str], *, quick: bool, peer_python: str) -> list[Row
         "opening": lambda: opening.measure(quick=quick),
         "judgement": lambda: judgement.measure(quick=quick),
         "align": lambda: align.measure(quick=quick, peer_python=peer_python),
+        "relations": relations.measure,
     }
     rows: list[Row] = []
     for part in parts:

@@ -86,8 +86,8 @@ def answer(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any] | No
         return "distil", _mlflow_guidelines(prompt)
     if schema is not None and "operations" in schema.get("properties", {}):
         return "distil", _operations(prompt)
-    if schema is not None and "groups" in schema.get("properties", {}):
-        return "relate", _groups(prompt)
+    if schema is not None and "duplicates" in schema.get("properties", {}):
+        return "relate", _relations(prompt)
     return "judge", _dumps(_filled(schema)) if schema is not None else "yes"
 
 
@@ -116,12 +116,12 @@ def _mlflow_guidelines(prompt: str) -> str:
     return _dumps({"guidelines": found})
 
 
-def _groups(prompt: str) -> str:
+def _relations(prompt: str) -> str:
     groups: dict[int, list[int]] = {}
     for number, text in re.findall(r"^(\d+)\. (.+)$", prompt, re.MULTILINE):
         if (theme := _theme(text)) is not None:
             groups.setdefault(theme, []).append(int(number))
-    return _dumps({"groups": [group for group in groups.values() if len(group) > 1]})
+    return _dumps({"duplicates": [group for group in groups.values() if len(group) > 1], "narrower": [], "conflicts": []})
 
 
 def _by_theme(cases: Iterable[tuple[int, str]]) -> dict[int, tuple[str, list[int]]]:
