@@ -113,8 +113,8 @@ class Judge(Description):
         version in both memories. ``verify``: whether the guidelines must prove themselves on records that are judged again: "off", "fast"
         (24 of them) or "full" (all); by default off. What breaks a right verdict, or fixes none, is
         kept as a candidate that the judge does not read; with ``override`` it stands nevertheless, and the report says what it does.
-        ``screen``: whether the judge is asked about each new item first, one call an item, so that its errors lead distillation; by default as
-        ``verify`` is on or off. Verdicts it gave in service are known without a call.
+        ``screen``: whether the judge is asked about each new item first, one call an item, so that its errors lead distillation; by default
+        with ``verify="full"``, which judges them all anyway. Verdicts it gave in service are known without a call.
         Raises BadRecord for a value off the scale, before anything is stored, and what the embedder raises.
         """
         return edge.run(self.aalign(feedback, verify=verify, override=override, screen=screen, actor=actor, progress=progress))
@@ -141,7 +141,7 @@ class Judge(Description):
             self.task,
             checked,
             trying=trying,
-            screening=trying.mode != "off" if screen is None else screen,
+            screening=trying.mode == "full" if screen is None else screen,
             actor=actor,
             pace=pace,
             limits=_limits(),

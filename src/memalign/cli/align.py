@@ -27,6 +27,10 @@ def align(
     ] = False,
     verify: Annotated[str, typer.Option(metavar="off|fast|full", help="Whether guidelines must prove themselves on records judged again.")] = "",
     override: Annotated[bool, typer.Option("--override", help="Let guidelines stand that verification refuses.")] = False,
+    screen: Annotated[
+        bool | None,
+        typer.Option("--screen/--no-screen", help="Judge each new item first, so that errors lead distillation; by default with --verify full."),
+    ] = None,
     html: Annotated[str, typer.Option(metavar="PATH", help="Write the report as a web page, too.")] = "",
     json: AsJson = False,
 ) -> None:
@@ -59,7 +63,8 @@ def align(
             for unusable in [] if json or dialogue else [said for said in advice if not said.usable]:
                 say(line(unusable))
         with progress() as tell, watched(found, tell):
-            report = found.align(feedback, verify=cast("Mode", verify) if verify else None, override=override, actor=actor, progress=tell)
+            mode = cast("Mode", verify) if verify else None
+            report = found.align(feedback, verify=mode, override=override, screen=screen, actor=actor, progress=tell)
     if json:
         emit({**report.to_dict(), "problems": problems, "experts": panel.to_dict(), "advice": [found.to_dict() for found in advice]})
     else:
