@@ -187,7 +187,8 @@ def _texts(runs: dict[str, list[dict[str, Any]]]) -> Row:
     shown = ", ".join(f"{side} {count:.0f}" for side, count in texts.items())
     shown += "; guidelines held: " + ", ".join(f"{side} {count}" for side, count in guidelines.items())
     values = {"texts": texts, "guidelines": guidelines, "mlflow_version": next((run["version"] for run in runs["mlflow"]), None)}
-    return Row(f"texts embedded to align {MORE} more", shown, f"{MORE}, no old one", texts["ours"] == MORE, values)
+    target = f"{MORE} and the new guidelines, no old text"
+    return Row(f"texts embedded to align {MORE} more", shown, target, texts["ours"] <= MORE + guidelines["ours"] and texts["ours"] < FIRST, values)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ class Distilling:
         records = await asyncio.to_thread(self._drafts, self._without_praise(records))
         found = paired(cases(records, shown=self.pace.alike), vectors)
         batches = [found[start : start + self.pace.batch_size] for start in range(0, len(found), self.pace.batch_size)]
-        await self._relate(0)
+        if not self.pace.gist:
+            await self._relate(0)
         for first in range(0, len(batches), self.pace.width):
             seen = listed(self.plan.guidelines, self.result.proposals)
             before = len(self.result.proposals)
@@ -140,7 +141,7 @@ class Distilling:
         dropped = [proposal for proposal, _ in unfounded]
         self.result.proposals = [proposal for proposal in self.result.proposals if proposal not in dropped]
         fresh = [proposal for proposal in fresh if proposal not in dropped]
-        older = [p for p in self.result.proposals if p.text and p.guideline_id is None and p not in fresh]
+        older = [p for p in self.result.proposals if p.text and p.guideline_id is None and p.state != "superseded" and p not in fresh]
         held = [Held(guideline.text, guideline=guideline) for guideline in self.plan.guidelines]
         held += [Held(proposal.text, proposal=proposal) for proposal in [*older, *fresh]]
         if len({one.proposal.batch if one.proposal else None for one in held}) < 2 and not self.pace.gist:

@@ -52,7 +52,7 @@ def read_draft(content: Any) -> tuple[list[Drafted], list[Rejected]]:
 def listed(guidelines: Sequence[Guideline], proposals: Sequence[Proposal]) -> list[Guideline]:
     """What a model is shown: guidelines that are in force or in question, and proposals as new1, new2 ... by their place."""
     known = [guideline for guideline in guidelines if guideline.state != "candidate"]
-    new = [(place, proposal) for place, proposal in enumerate(proposals, start=1) if proposal.guideline_id is None]
+    new = [(place, proposal) for place, proposal in enumerate(proposals, start=1) if proposal.guideline_id is None and proposal.state != "superseded"]
     return [*known, *(Guideline(id=f"{NEW}{place}", version=0, text=proposal.text) for place, proposal in new)]
 
 
