@@ -163,6 +163,18 @@ class Judge(Description):
         self._writable()
         return edge.run(unalign(self.session, [ids] if isinstance(ids, str) else list(ids), actor=actor))
 
+    def utility(self, *, full: bool = False, progress: Progress = _silent) -> dict[str, float]:
+        """Guideline id -> net verdicts that are right with all active guidelines and wrong without this one; below 0 it does harm.
+
+        Each is measured on at most 12 records (``full``: all) with their own cases hidden, and kept with the guideline: when there are more than
+        the budget holds, the least useful stand by. On ordinal scales a verdict counts by its distance from the expert's, from 0 to 1.
+        """
+        from memalign.alignment import RECORDS, measure
+
+        self._writable()
+        replay = self._trying("full", override=False).replay
+        return edge.run(measure(self.session, self.task, replay, size=None if full else RECORDS, progress=progress))
+
     def calibrate(self, *, sample: int = 40, votes: int | None = None, actor: str = "", progress: Progress = _silent) -> Calibration:
         """Fit, on the experts' own labels, how the model's probability and the vote of similar cases decide; own cases are hidden meanwhile.
 

@@ -7,12 +7,14 @@ from memalign.alignment.coach import Advice, coach
 from memalign.alignment.gate import DRAWS
 from memalign.alignment.proof import Refused, Replayed, Verification
 from memalign.alignment.report import AlignReport, FailedBatch
+from memalign.alignment.utility import RECORDS, measure
 from memalign.alignment.verify import Mode, Replay, Trying
 
 __all__ = [
     "DRAWS",
     "HOSTED",
     "IN_PROCESS",
+    "RECORDS",
     "Advice",
     "AlignReport",
     "FailedBatch",
@@ -25,5 +27,6 @@ __all__ = [
     "Verification",
     "align",
     "coach",
+    "measure",
     "unalign",
 ]

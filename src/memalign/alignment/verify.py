@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Generic, Literal, Protocol, TypeVar
 
 from memalign.agreement import mcnemar_p
@@ -144,18 +145,20 @@ class _Bench(Generic[T]):
             return guilty
 
     async def _breaks(self, cases: Sequence[Case], changes: Sequence[T]) -> bool:
-        outcomes = [outcome async for _, outcome in self._outcomes(cases, changes)]
+        """Whether any of them is broken by most of its verdicts: one flip must not send the search after an innocent change."""
+        outcomes = [outcome async for _, outcome in self._outcomes(cases, changes, most=True)]
         return any(isinstance(outcome, _Outcome) and outcome.effect == "broken" for outcome in outcomes)
 
-    async def _outcomes(self, cases: Sequence[Case], changes: Sequence[T]) -> AsyncIterator[tuple[int, _Outcome | Failure]]:
+    async def _outcomes(self, cases: Sequence[Case], changes: Sequence[T], *, most: bool = False) -> AsyncIterator[tuple[int, _Outcome | Failure]]:
         without, changed = self.outlook([]), self.outlook(changes)
         self.total += len(cases)
-        async for place, outcome in in_flight(cases, lambda case: self._outcome(case, without, changed)):
+        async for place, outcome in in_flight(cases, lambda case: self._outcome(case, without, changed, most=most)):
             self.done += 1
             self.progress("verify", self.done, self.total)
             yield place, outcome
 
-    async def _outcome(self, case: Case, without: Sequence[Guideline], changed: Sequence[Guideline]) -> _Outcome | Failure:
+    async def _outcome(self, case: Case, without: Sequence[Guideline], changed: Sequence[Guideline], *, most: bool) -> _Outcome | Failure:
+        """What changes do to a case, by all of its verdicts, or by ``most``."""
         before, after = list[Verdict](), list[Verdict]()
         once: Effect = "unchanged"
         seen: Effect = "unchanged"
@@ -166,9 +169,10 @@ class _Bench(Generic[T]):
                     return verdict
                 side.append(verdict)
             far = [[distance(self.scale, case.record.value, verdict.value) for verdict in side] for side in (before, after)]
-            seen = effect(far[0], far[1], step(self.scale))
+            without_it, with_it = [[median(side)] for side in far] if most else far
+            seen = effect(without_it, with_it, step(self.scale))
             once = seen if draw == 0 else once
-            if seen == "unchanged":
+            if seen == "unchanged" and not most:
                 break
         label = self.scale.label_of
         replayed = Replayed(

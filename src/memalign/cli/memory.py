@@ -13,6 +13,7 @@ from memalign.cli.options import Actor, AsJson, Database, JudgeName
 from memalign.cli.past import diff, explain, rollback
 from memalign.cli.questions import answer, questions
 from memalign.cli.show import show
+from memalign.cli.utility import utility
 from memalign.errors import NotFound
 
 if TYPE_CHECKING:
@@ -157,5 +158,6 @@ app.command()(explain)
 app.command()(questions)
 app.command()(answer)
 app.command()(accept)
+app.command()(utility)
 for verb in (pin, unpin, edit, add, retire):
     app.command()(verb)
