@@ -111,8 +111,8 @@ class Judge(Description):
 
         Records are stored before any model is asked, so no error loses one. Unchanged records cost nothing, changed ones replace their earlier
         version in both memories. ``verify``: whether the guidelines must prove themselves on records that are judged again: "off", "fast"
-        (24 of them) or "full" (all); by default off. What breaks a right verdict, or fixes none, is
-        kept as a candidate that the judge does not read; with ``override`` it stands nevertheless, and the report says what it does.
+        (24 of them) or "full" (all); by default fast for models of an endpoint and off for others. What breaks right verdicts, or fixes no
+        wrong one, is kept as a candidate that the judge does not read; with ``override`` it stands, and the report says what it does.
         ``screen``: whether the judge is asked about each new item first, one call an item, so that its errors lead distillation; by default
         with ``verify="full"``, which judges them all anyway. Verdicts it gave in service are known without a call.
         Raises BadRecord for a value off the scale, before anything is stored, and what the embedder raises.
@@ -268,12 +268,12 @@ class Judge(Description):
         return Recall(k=self.k, floor=self.floor, own=own, part=part)
 
     def _trying(self, verify: Mode | None, *, override: bool) -> Trying:
-        """How alignment tries changes; a model in process is slow, and at temperature 0 it always answers the same."""
+        """How alignment tries changes. A model in process is slow, and at temperature 0 always answers the same; see docs/verification.md."""
         from memalign.alignment import DRAWS, Trying
         from memalign.replaying import Replayer
 
         in_process = model_name(self.model).startswith("local/")
-        mode = verify or "off"
+        mode = verify or ("fast" if model_name(self.model).startswith("openai/") else "off")
         if mode not in ("off", "fast", "full"):
             raise ConfigurationError(f"verify={verify!r} is not known; known: 'off', 'fast', 'full'")
         replayer = Replayer(self.session, self.task, self._recall(), temperature=self.temperature, caution=self._caution(None, None))

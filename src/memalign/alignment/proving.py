@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -16,6 +16,7 @@ from memalign.alignment.report import AlignReport
 from memalign.alignment.verify import Trial, Trying, verify
 from memalign.memory import Memory
 from memalign.memory.trials import Tried
+from memalign.records import Guideline
 from memalign.session import Meter
 from memalign.working import Task
 
@@ -33,17 +34,20 @@ async def prove(
 ) -> Verification:
     """Verify the proposals and take the sting out of those that are refused: new guidelines become candidates, old ones stay as they are.
 
-    When nothing could be decided, the records stay unconsumed, so that the next alignment takes them up.
+    Contradictions are not the gate's business: experts decide about them, so what they quarantine stays quarantined. When nothing
+    could be decided, the records stay unconsumed, so that the next alignment takes them up.
     """
-    texts = {guideline.id: guideline.text for guideline in plan.guidelines}
+    held = {guideline.id: guideline for guideline in plan.guidelines}
+    settled = [proposal for proposal in distilled.proposals if _contradicts(proposal)]
+    open_ = [proposal for proposal in distilled.proposals if not _contradicts(proposal)]
     trial: Trial[Proposal] = await verify(
         trying,
         meter,
         task.scale,
-        distilled.proposals,
-        await asyncio.to_thread(_cases, memory, plan, distilled.proposals) if trying.mode != "off" else [],
-        outlook=lambda some: outlook(plan, some, limits),
-        describe=lambda proposal: proposal.text or texts.get(proposal.guideline_id or "", ""),
+        open_,
+        await asyncio.to_thread(_cases, memory, plan, open_) if trying.mode != "off" else [],
+        outlook=lambda some: outlook(plan, [*settled, *some], limits),
+        describe=lambda proposal: proposal.text or held[proposal.guideline_id or ""].text,
         progress=progress,
     )
     proof = trial.verification
@@ -52,9 +56,9 @@ async def prove(
         return proof
     for proposal, refused in zip(trial.refused, proof.refused, strict=True):
         proposal.tried = _tried("refused", refused, refused.reason)
-        _withhold(proposal, plan)
+        _withhold(proposal, held)
     if proof.outcome not in ("off", "nothing"):
-        for proposal in trial.accepted:
+        for proposal in (one for one in trial.accepted if one.text or _stands_by(one, held)):  # the others only bring evidence
             proposal.tried = _tried("overridden" if proof.outcome == "overridden" else "accepted", proof, proof.note)
     return proof
 
@@ -88,12 +92,21 @@ def _tried(outcome: Literal["accepted", "refused", "overridden"], found: Verific
     return Tried(outcome=outcome, fixed=fixed, broken=broken, unchanged=found.unchanged, p_value=found.p_value, reason=reason)
 
 
-def _withhold(proposal: Proposal, plan: Plan) -> None:
+def _withhold(proposal: Proposal, held: Mapping[str, Guideline]) -> None:
     """Let a proposal do nothing that the judge would read: its evidence is kept, for the day when there is more of it."""
-    states = {guideline.id: guideline.state for guideline in plan.guidelines}
     if proposal.guideline_id is None:
         proposal.state = "candidate"
     else:
         proposal.text, proposal.scope = "", ""
-        proposal.state = "candidate" if states.get(proposal.guideline_id) == "candidate" else None
-    proposal.others, proposal.rival, proposal.against = {}, None, set()
+        proposal.state = "candidate" if _stands_by(proposal, held) else None
+    proposal.others, proposal.against = {}, set()
+
+
+def _stands_by(proposal: Proposal, held: Mapping[str, Guideline]) -> bool:
+    """Whether it is about a guideline that is a candidate."""
+    return proposal.guideline_id is not None and proposal.guideline_id in held and held[proposal.guideline_id].state == "candidate"
+
+
+def _contradicts(proposal: Proposal) -> bool:
+    """Whether it has a rival, or brings nothing but evidence against a guideline."""
+    return proposal.rival is not None or (proposal.guideline_id is not None and bool(proposal.against) and not proposal.text)

@@ -26,7 +26,7 @@ Outlook = Callable[[Sequence[T]], Sequence[Guideline]]
 
 FAST = 24
 """Cases of a fast verification: half of them such that the changes rest on them."""
-_ROUNDS = 3
+_ROUNDS = 5
 """Comparisons on all cases, before what is left of a set that breaks ever new ones is refused as a whole."""
 _EXCERPT = 160
 
@@ -145,7 +145,7 @@ class _Bench(Generic[T]):
             return guilty
 
     async def _breaks(self, cases: Sequence[Case], changes: Sequence[T]) -> bool:
-        """Whether any of them is broken by most of its verdicts: one flip must not send the search after an innocent change."""
+        """Whether any of them is broken by most of its verdicts: flips must not send the search after an innocent change."""
         outcomes = [outcome async for _, outcome in self._outcomes(cases, changes, most=True)]
         return any(isinstance(outcome, _Outcome) and outcome.effect == "broken" for outcome in outcomes)
 
@@ -158,11 +158,11 @@ class _Bench(Generic[T]):
             yield place, outcome
 
     async def _outcome(self, case: Case, without: Sequence[Guideline], changed: Sequence[Guideline], *, most: bool) -> _Outcome | Failure:
-        """What changes do to a case, by all of its verdicts, or by ``most``."""
+        """What changes do to a case, by all of its verdicts or by ``most``, of which there are more then."""
         before, after = list[Verdict](), list[Verdict]()
         once: Effect = "unchanged"
         seen: Effect = "unchanged"
-        for draw in range(self.trying.draws):
+        for draw in range(2 * self.trying.draws - 1 if most else self.trying.draws):
             pair = await asyncio.gather(*(self._verdict(case, guidelines, draw) for guidelines in (without, changed)))
             for verdict, side in zip(pair, (before, after), strict=True):
                 if isinstance(verdict, Failure):
