@@ -106,7 +106,7 @@ def test_reasons_become_guidelines_and_records_become_episodes(make_judge: MakeJ
     assert tuple(judge.memory.guidelines()) == report.added
     assert len(judge.memory.episodes()) == 3
     assert (report.usage.calls, report.usage.embedded_texts, report.cost_usd) == (2, 3, 0.0)
-    assert report.lines()[0] == "revision 1: 3 new, 0 changed, 0 unchanged, 0 withdrawn"
+    assert report.lines()[0] == "revision 1: 3 new, 0 changed, 0 unchanged"
     assert report.to_dict()["added"][0]["id"] == "g1"
 
 
@@ -298,7 +298,7 @@ def test_unalign_takes_records_out_of_retrieval_and_evidence(make_judge: MakeJud
     assert verdict.guideline_ids == ("g2",)
     assert verdict.episode_ids == (record(3).id,)
     assert "apologise" not in str(model.requests[-1].messages)
-    assert report.lines()[0].endswith("2 withdrawn")
+    assert report.lines()[0] == "revision 2: 2 record(s) withdrawn"
 
 
 def test_a_single_id_will_do(make_judge: MakeJudge) -> None:

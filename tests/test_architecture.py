@@ -26,7 +26,7 @@ LAYERS = (
     "memory",
     "session prices working verdicts fitting trial labelling",
     "alignment judging replaying calibration suggesting engines edge",
-    "description judge",
+    "description owning judge",
     "cli demo integrations web plots __main__",
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}

@@ -481,7 +481,7 @@ def test_export_and_import(run: Run, taught: str, tmp_path: Path) -> None:
 
 def test_memory_unalign_and_history(run: Run, taught: str) -> None:
     assert "nothing was changed" in run("memory", "unalign", "r1", "r9", code=2).stderr
-    assert "1 withdrawn" in run("memory", "unalign", "r1", "--actor", "lead").stdout
+    assert "1 record(s) withdrawn" in run("memory", "unalign", "r1", "--actor", "lead").stdout
     assert "- g1" in run("memory", "unalign", "r2").stdout
     assert "(withdrawn)" in run("memory", "show", "g1").stdout or "retired" in run("memory", "show", "g1").stdout
     lines = run("memory", "history").stdout.splitlines()
@@ -493,7 +493,7 @@ def test_memory_unalign_and_history(run: Run, taught: str) -> None:
 
 def test_memory_overwrite_needs_records_that_exist(run: Run, taught: str, tmp_path: Path) -> None:
     unknown = run("memory", "overwrite", jsonl(tmp_path / "new.jsonl", row(1, rationale="Be warm."), row(9)), code=2)
-    assert "1 of 2 records are not in judge 'polite': 'r9'; nothing was changed" in unknown.stderr
+    assert "no feedback 'r9' to overwrite in judge 'polite' (1 of 2 unknown); nothing was changed" in unknown.stderr
     report = json.loads(run("memory", "overwrite", jsonl(tmp_path / "new.jsonl", row(1, rationale="Be warm.")), "--json").stdout)
     assert (report["changed"], [guideline["id"] for guideline in report["retired"]]) == (1, ["g1"])
     assert any("Be warm." in guideline["text"] for guideline in report["added"])

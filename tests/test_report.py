@@ -151,7 +151,7 @@ def test_data_and_lines() -> None:
     document = json.loads(json.dumps(report.to_dict()))
     assert document["verification"]["refused"][0]["broken"][0]["feedback_id"] == "b1"
     lines = "\n".join(report.lines())
-    assert lines.startswith("revision 7: 3 new, 0 changed, 0 unchanged, 0 withdrawn\ncost: 12 calls, 34,567 + 89 tokens, $0.0123, 4.6 s")
+    assert lines.startswith("revision 7: 3 new, 0 changed, 0 unchanged\ncost: 12 calls, 34,567 + 89 tokens, $0.0123, 4.6 s")
     assert "verified (fast), partly: fixed 2 of 3 error(s), broke 0 of 9 right verdict(s), 7 unchanged, 1 unsteady, 1 failed, p .031" in lines
     assert "  x kept as candidate g9: breaks 1 record(s), p .500: Held back." in lines
     assert "+ g9" not in lines, "what was refused is not added"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memalign.agreement import Agreement, Interval
-    from memalign.alignment import Advice, AlignReport
+    from memalign.alignment import Advice, AlignReport, Withdrawal
     from memalign.calibration import Calibration
     from memalign.errors import (
         BadRecord,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UnreadableReply,
     )
     from memalign.judge import Judge
+    from memalign.memory.retention import Retention
     from memalign.panel import Panel
     from memalign.records import Episode, Failure, Feedback, Guideline, Item, Usage, Verdict
     from memalign.scale import Scale
@@ -59,6 +60,7 @@ __all__ = [
     "NotFound",
     "Panel",
     "PermanentError",
+    "Retention",
     "RetryableError",
     "Scale",
     "StoreBusy",
@@ -67,6 +69,7 @@ __all__ = [
     "UnreadableReply",
     "Usage",
     "Verdict",
+    "Withdrawal",
 ]
 
 _HOMES = {
@@ -77,7 +80,9 @@ _HOMES = {
     "Interval": "agreement",
     "Judge": "judge",
     "Panel": "panel",
+    "Retention": "memory.retention",
     "Scale": "scale",
+    "Withdrawal": "alignment",
 } | dict.fromkeys(("Episode", "Failure", "Feedback", "Guideline", "Item", "Usage", "Verdict"), "records")
 
 

@@ -12,6 +12,7 @@ from memalign.scale import Scale
 if TYPE_CHECKING:
     from memalign.embedders import Embedder
     from memalign.memory import Memory
+    from memalign.memory.retention import Retention
     from memalign.models import ChatModel
     from memalign.session import Session
     from memalign.working import Task
@@ -41,6 +42,7 @@ class Description:
         votes: int | None = None,
         both_orders: bool | None = None,
         expected_score: bool = False,
+        retention: Retention | None = None,
     ) -> None:
         """Describe a judge; nothing is opened yet.
 
@@ -51,8 +53,8 @@ class Description:
         ``floor``: the least cosine similarity of a case that is shown. ``abstain_below``: the confidence below which it leaves an item to the
         experts (never); ``votes``: how many replies are counted (one, unless calibration counted more or a confidence is needed and comes from
         nothing else); ``both_orders``: pairwise, whether each pair is judged in both orders, at twice the calls (yes; in process no);
-        ``expected_score``: whether a score is the one nearest to the mean under its probabilities, not the likeliest (no). Raises
-        ConfigurationError.
+        ``expected_score``: whether a score is the one nearest to the mean under its probabilities, not the likeliest (no);
+        ``retention``: limits beyond which records are purged. Raises ConfigurationError.
         """
         if not name.strip() or not instructions.strip():
             raise ConfigurationError("a judge needs a name and instructions")
@@ -65,6 +67,7 @@ class Description:
         self.location = memory
         self.temperature = temperature
         self.floor = floor
+        self.retention = retention
         in_process = model_name(model).startswith("local/")
         self.k = (0 if in_process else 5) if k is None else k
         self.exemplars = exemplars
@@ -85,6 +88,7 @@ class Description:
     def load(cls, memory: str, name: str, **changes: Any) -> Self:
         """The judge of a name in a memory; ``changes`` override stored settings. Raises NotFound."""
         from memalign.memory import judge_settings
+        from memalign.memory.retention import Retention
         from memalign.stores import open_store
 
         store = open_store(memory)
@@ -93,6 +97,8 @@ class Description:
         finally:
             store.close()
         scale = Scale.from_dict(settings.pop("scale"))
+        if settings.get("retention") is not None:
+            settings["retention"] = Retention(**settings["retention"])
         return cls(name=name, scale=scale, memory=memory, **(settings | changes))
 
     @property
@@ -124,7 +130,7 @@ class Description:
             "votes": self.votes,
             "both_orders": self.both_orders,
             "expected_score": self.expected_score,
-        }
+        } | ({} if self.retention is None else {"retention": self.retention.to_dict()})
 
     @property
     def task(self) -> Task:

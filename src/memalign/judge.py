@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from memalign import edge
-from memalign.description import Description, model_name
-from memalign.errors import BadRecord, ConfigurationError, NotFound
+from memalign.description import model_name
+from memalign.errors import BadRecord, ConfigurationError
+from memalign.owning import Owned, Progress, silent
 from memalign.records import Failure, Feedback, Item, Verdict
 
 if TYPE_CHECKING:
@@ -21,15 +22,8 @@ if TYPE_CHECKING:
     from memalign.panel import Panel
     from memalign.suggesting import Suggestion
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage, how many are done, and of how many."""
 
-
-def _silent(_stage: str, _done: int, _total: int) -> None:
-    pass
-
-
-class Judge(Description):
+class Judge(Owned):
     """An LLM judge with a memory of what experts said.
 
     A judge is plain data: it pickles, and opens its clients and its database where it is used. Judge verbs are safe to call from threads and
@@ -62,7 +56,7 @@ class Judge(Description):
         own: bool = True,
         abstain_below: float | None = None,
         votes: int | None = None,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> list[Verdict | Failure]:
         """One Verdict or Failure an item, in input order, whatever fails.
 
@@ -79,7 +73,7 @@ class Judge(Description):
         own: bool = True,
         abstain_below: float | None = None,
         votes: int | None = None,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> list[Verdict | Failure]:
         """One Verdict or Failure an item, in input order, whatever fails; see ``batch``."""
         waiting = list(items)
@@ -105,7 +99,7 @@ class Judge(Description):
         override: bool = False,
         screen: bool | None = None,
         actor: str = "",
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> AlignReport:
         """Learn from feedback, and from what an earlier align could not finish.
 
@@ -127,7 +121,7 @@ class Judge(Description):
         override: bool = False,
         screen: bool | None = None,
         actor: str = "",
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> AlignReport:
         """Learn from feedback; see ``align``."""
         from memalign.alignment import HOSTED, IN_PROCESS, align
@@ -136,7 +130,7 @@ class Judge(Description):
         self._writable()
         pace = IN_PROCESS if model_name(self.reflection_model).startswith("local/") else HOSTED
         checked = self._checked(feedback)
-        return await align(
+        report = await align(
             self.session,
             self.task,
             checked,
@@ -147,23 +141,9 @@ class Judge(Description):
             limits=_limits(),
             progress=progress,
         )
+        return report if self.retention is None else await self._expire(report, actor=actor, progress=progress)
 
-    def overwrite(
-        self, feedback: Feedback, *, verify: Mode | None = None, override: bool = False, actor: str = "", progress: Progress = _silent
-    ) -> AlignReport:
-        """Replace an expert's earlier record of the same id; guidelines that rested on it are distilled again without it. Raises NotFound."""
-        if all(episode.feedback.id != feedback.id for episode in self.memory.episodes()):
-            raise NotFound(f"no feedback {feedback.id!r} to overwrite in judge {self.name!r}; use align for a new record")
-        return self.align([feedback], verify=verify, override=override, actor=actor, progress=progress)
-
-    def unalign(self, ids: Iterable[str], *, actor: str = "") -> AlignReport:
-        """Retract records by id: out of retrieval and evidence; guidelines left without evidence retire. Raises NotFound."""
-        from memalign.alignment import unalign
-
-        self._writable()
-        return edge.run(unalign(self.session, [ids] if isinstance(ids, str) else list(ids), actor=actor))
-
-    def utility(self, *, full: bool = False, progress: Progress = _silent) -> dict[str, float]:
+    def utility(self, *, full: bool = False, progress: Progress = silent) -> dict[str, float]:
         """Guideline id -> net verdicts that are right with all active guidelines and wrong without this one; below 0 it does harm.
 
         Each is measured on at most 12 records (``full``: all) with their own cases hidden, and kept with the guideline: when there are more than
@@ -175,7 +155,7 @@ class Judge(Description):
         replay = self._trying("full", override=False).replay
         return edge.run(measure(self.session, self.task, replay, size=None if full else RECORDS, progress=progress))
 
-    def calibrate(self, *, sample: int = 40, votes: int | None = None, actor: str = "", progress: Progress = _silent) -> Calibration:
+    def calibrate(self, *, sample: int = 40, votes: int | None = None, actor: str = "", progress: Progress = silent) -> Calibration:
         """Fit, on the experts' own labels, how the model's probability and the vote of similar cases decide; own cases are hidden meanwhile.
 
         Judges at most ``sample`` records. ``votes``: for a model that does not tell token probabilities, how many replies are counted, here and in
@@ -187,7 +167,7 @@ class Judge(Description):
         recall, caution = self._recall(own=False), self._caution(None, votes)
         return edge.run(calibrate(self.session, self.task, recall, sample=sample, caution=caution, actor=actor, progress=progress))
 
-    def suggest(self, items: Iterable[Item | Feedback], n: int = 20, *, calls: int = 0, progress: Progress = _silent) -> list[Suggestion]:
+    def suggest(self, items: Iterable[Item | Feedback], n: int = 20, *, calls: int = 0, progress: Progress = silent) -> list[Suggestion]:
         """The ``n`` unlabelled items whose verdict by an expert would teach most, the best first, with the reasons and the parts of their score.
 
         Items that memory holds are left out, equal ones are one. ``calls``: how many items may be judged for it, the least known first; with 0
@@ -195,7 +175,7 @@ class Judge(Description):
         """
         return edge.run(self.asuggest(items, n, calls=calls, progress=progress))
 
-    async def asuggest(self, items: Iterable[Item | Feedback], n: int = 20, *, calls: int = 0, progress: Progress = _silent) -> list[Suggestion]:
+    async def asuggest(self, items: Iterable[Item | Feedback], n: int = 20, *, calls: int = 0, progress: Progress = silent) -> list[Suggestion]:
         """The items to label next; see ``suggest``."""
         from memalign.suggesting import suggest
 
@@ -232,7 +212,7 @@ class Judge(Description):
         own: bool = False,
         abstain_below: float | None = None,
         votes: int | None = None,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> Agreement:
         """How far the judge agrees with experts; an item's own episode is hidden from it, unless ``own``; ``memory`` as in ``batch``.
 
@@ -305,10 +285,6 @@ class Judge(Description):
             except BadRecord as error:
                 raise BadRecord(error.reason, field=error.field, row=place) from error
         return checked
-
-    def _writable(self) -> None:
-        if self.revision is not None:
-            raise ConfigurationError(f"this judge is pinned to revision {self.revision} and read-only; use the judge it was made from")
 
 
 def _limits() -> Limits:

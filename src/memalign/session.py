@@ -55,6 +55,7 @@ class Session:
         self.reflection_model = reflection_model
         self.embedder = embedder
         self._recent: OrderedDict[str, Vectors] = OrderedDict()
+        self._purged = 0
         self._complete = self._priced = False
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
@@ -79,6 +80,9 @@ class Session:
 
         ``looked_up``: memory was asked already and holds none of them.
         """
+        if self._purged != self.memory.purged:  # none of what was purged stays in RAM
+            self._purged = self.memory.purged
+            self._recent.clear()
         found = {key: self._recent[key] for key in texts if key in self._recent}
         unseen = [key for key in texts if key not in found]
         if unseen:

@@ -1,6 +1,6 @@
-"""Alignment: feedback in, both memories updated, in one transaction and one revision."""
+"""Alignment: feedback in, both memories updated, in one transaction and one revision; and what experts take back, out of both."""
 
-from memalign.alignment.align import align, unalign
+from memalign.alignment.align import align
 from memalign.alignment.asking import HOSTED, IN_PROCESS
 from memalign.alignment.budget import Limits
 from memalign.alignment.coach import Advice, coach
@@ -9,6 +9,7 @@ from memalign.alignment.proof import Refused, Replayed, Verification
 from memalign.alignment.report import AlignReport, FailedBatch
 from memalign.alignment.utility import RECORDS, measure
 from memalign.alignment.verify import Mode, Replay, Trying
+from memalign.alignment.withdrawal import Withdrawal
 
 __all__ = [
     "DRAWS",
@@ -25,8 +26,8 @@ __all__ = [
     "Replayed",
     "Trying",
     "Verification",
+    "Withdrawal",
     "align",
     "coach",
     "measure",
-    "unalign",
 ]

@@ -1,4 +1,4 @@
-"""The verbs that change memory: record, screen, distil, relate, verify, commit; and retract."""
+"""The verb that learns: record, screen, distil, relate, verify, commit."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from memalign.alignment.proving import named, prove
 from memalign.alignment.report import AlignReport
 from memalign.alignment.screen import missed, screen
 from memalign.alignment.verify import Trying
-from memalign.errors import MemalignError, NotFound
-from memalign.memory import Memory, drafts, episodic, questions, revisions, semantic
+from memalign.errors import MemalignError, StoreBusy
+from memalign.memory import Memory, episodic, revisions, semantic, tombstones
 from memalign.memory.episodic import Stored
 from memalign.memory.log import last_verdict
 from memalign.records import Feedback
@@ -33,6 +33,7 @@ Progress = Callable[[str, int, int], None]
 """Called with the stage ("screen", "distil" ...), how many are done, and of how many."""
 
 _RECORDS_AT_ONCE = 500
+_ATTEMPTS = 3
 
 
 async def align(
@@ -55,6 +56,27 @@ async def align(
     """
     meter = Meter()
     seen = await asyncio.to_thread(_record, session.memory, list(feedback))
+    for _ in range(_ATTEMPTS):
+        report = await _learn(session, task, seen, meter, trying, screening=screening, actor=actor, pace=pace, limits=limits, progress=progress)
+        if report is not None:
+            return report
+    raise StoreBusy("memory was purged again and again while this align was under way; its feedback is stored: run align again")
+
+
+async def _learn(
+    session: Session,
+    task: Task,
+    seen: Counter[str],
+    meter: Meter,
+    trying: Trying,
+    *,
+    screening: bool,
+    actor: str,
+    pace: Pace,
+    limits: Limits,
+    progress: Progress,
+) -> AlignReport | None:
+    """Distil what waits, and commit it; None when a purge came between: what models said before it is thrown away, since it may rest on what went."""
     plan = await asyncio.to_thread(_plan, session.memory)
     texts = {stored.content_hash: search_text(stored.feedback.item) for stored in plan.waiting if stored.since is None}
     embedding = asyncio.create_task(session.vectors(meter, texts))
@@ -74,7 +96,8 @@ async def align(
         raise
     finally:
         embedding.cancel()
-    return named(await asyncio.to_thread(commit, session.memory, plan, distilled, seen, meter, limits, actor=actor), proof)
+    report = await asyncio.to_thread(commit, session.memory, plan, distilled, seen, meter, limits, actor=actor)
+    return None if report is None else named(report, proof)
 
 
 class _Counter:
@@ -94,17 +117,15 @@ async def _near(session: Session, meter: Meter, records: Sequence[Stored], embed
     return await session.vectors(meter, {stored.content_hash: search_text(stored.feedback.item) for stored in records})
 
 
-async def unalign(session: Session, ids: Sequence[str], *, actor: str) -> AlignReport:
-    """Retract records by id: out of retrieval and evidence; guidelines left without evidence retire. Raises NotFound before any change."""
-    return await asyncio.to_thread(_retract, session.memory, list(dict.fromkeys(ids)), actor)
-
-
 def _record(memory: Memory, feedback: list[Feedback]) -> Counter[str]:
     seen: Counter[str] = Counter()
     judge_id = memory.judge_id
     for start in range(0, len(feedback), _RECORDS_AT_ONCE):
         with memory.store.writing(judge_id) as connection:
-            for record in feedback[start : start + _RECORDS_AT_ONCE]:
+            batch = feedback[start : start + _RECORDS_AT_ONCE]
+            buried = tombstones.buried(connection, judge_id, [record.id for record in batch])
+            seen["purged"] += sum(record.id in buried for record in batch)
+            for record in (record for record in batch if record.id not in buried):
                 judged = last_verdict(connection, judge_id, record.item.id)
                 seen[episodic.record(connection, judge_id, record, judged=judged)] += 1
     return seen
@@ -117,43 +138,16 @@ def _plan(memory: Memory) -> Plan:
         replaced = episodic.live_rows(connection, judge_id, [stored.feedback.id for stored in waiting if stored.since is None])
         old = list(replaced.values())
         again = episodic.by_rows(connection, sorted(semantic.remaining_evidence(connection, judge_id, old)))
-        current = semantic.at(connection, judge_id, revisions.current(connection, judge_id))
+        revision, purged = revisions.standing(connection, judge_id)
+        current = semantic.at(connection, judge_id, revision)
     live = {stored.feedback.id for stored in waiting}
     return Plan(
         waiting=waiting,
         again=[stored for stored in again if stored.feedback.id not in live],
         guidelines=[g for g in current if g.state in HELD and (g.pinned or not set(g.evidence_for) & set(replaced))],
+        purged=purged,
     )
 
 
 def _to_distil(stored: Stored, plan: Plan) -> bool:
     return stored.distilled is None or stored in plan.again
-
-
-def _retract(memory: Memory, ids: list[str], actor: str) -> AlignReport:
-    meter, judge_id = Meter(), memory.judge_id
-    with memory.store.writing(judge_id) as connection:
-        before = revisions.current(connection, judge_id)
-        rows = episodic.live_rows(connection, judge_id, ids)
-        never_committed = episodic.drop_waiting(connection, judge_id, ids)
-        unknown = [key for key in ids if key not in rows and key not in never_committed]
-        if unknown:
-            raise NotFound(f"no feedback {', '.join(map(repr, unknown[:5]))} in judge {memory.name!r}; nothing was changed")
-        revision, retired = before, list[str]()
-        if rows:
-            revision = before + 1
-            drafts.discard(connection, judge_id, rows.values())
-            retired, _ = semantic.without(connection, judge_id, revision, list(rows.values()), renew=False)
-            episodic.retract(connection, list(rows.values()), revision)
-            questions.settle(connection, judge_id, revision)
-            counts = {"withdrawn": len(rows), "retired": len(retired)}
-            revisions.commit(connection, judge_id, revision, verb="unalign", actor=actor, counts=counts)
-        guidelines = {guideline.id: guideline for guideline in semantic.at(connection, judge_id, revision)}
-        unconsumed = len(episodic.waiting(connection, judge_id))
-    return AlignReport(
-        revision=revision,
-        withdrawn=len(ids),
-        retired=tuple(guidelines[key] for key in retired),
-        unconsumed=unconsumed,
-        seconds=meter.seconds,
-    )

@@ -38,11 +38,15 @@ class _Outcome:
         return {name: len(getattr(self, name)) for name in names}
 
 
-def commit(memory: Memory, plan: Plan, distilled: Distillation, seen: Counter[str], meter: Meter, limits: Limits, *, actor: str) -> AlignReport:
-    """Put everything into memory at once. What another process consumed or retracted meanwhile is left out."""
+def commit(
+    memory: Memory, plan: Plan, distilled: Distillation, seen: Counter[str], meter: Meter, limits: Limits, *, actor: str
+) -> AlignReport | None:
+    """Put everything into memory at once. What another process consumed or retracted meanwhile is left out; after a purge all is: None."""
     judge_id = memory.judge_id
     with memory.store.writing(judge_id) as connection:
-        before = revisions.current(connection, judge_id)
+        before, purged = revisions.standing(connection, judge_id)
+        if purged != plan.purged:
+            return None
         still = episodic.undistilled(connection, [stored.row for stored in plan.waiting])
         silent = {stored.row for stored in [*plan.waiting, *plan.again] if not stored.feedback.rationale.strip()}
         admitted = [stored for stored in plan.waiting if stored.since is None and stored.row in still]
@@ -65,7 +69,8 @@ def commit(memory: Memory, plan: Plan, distilled: Distillation, seen: Counter[st
             drafts.discard(connection, judge_id, learned | outcome.stranded)
             counts = {"admitted": len(admitted), "replaced": len(replaced), **outcome.counts()}
             replays.trim(connection, judge_id)
-            revisions.commit(connection, judge_id, revision, verb="align", actor=actor, counts=counts)
+            named = [stored.feedback.id for stored in admitted]
+            revisions.commit(connection, judge_id, revision, verb="align", actor=actor, counts=counts, ids=named)
         log_calls(connection, judge_id, meter.calls)
         return _report(connection, judge_id, revision, outcome, distilled, seen, meter)
 
@@ -103,8 +108,8 @@ def _apply(connection: Connection, judge_id: int, revision: int, proposals: Sequ
             if other in held:
                 was = held[other]
                 held[other] = now = revised_by(was, revised, ids)
-                signs = {row: -1 for row in revised.against if row in ids}
-                semantic.change(connection, judge_id, revision, other, signs=signs, text=now.text, scope=now.scope, state=now.state)
+                signs, changes = {row: -1 for row in revised.against if row in ids}, {"text": now.text, "scope": now.scope, "state": now.state}
+                semantic.change(connection, judge_id, revision, other, signs=signs, taint=proposal.taint & present, **changes)
                 _note(outcome, other, was, now)
                 if now.text != was.text:
                     outcome.refined.append(other)
@@ -155,6 +160,7 @@ def _report(
         new=seen["new"],
         changed=seen["changed"],
         unchanged=seen["unchanged"],
+        purged=seen["purged"],
         added=named(outcome.added),
         joined=named(key for key in outcome.joined if key not in outcome.added),
         refined=named(outcome.refined),

@@ -111,7 +111,7 @@ class Distilling:
                 personal=self.personal,
             )
             operations = [drafted(operation, batch, seen) for operation in accepted]
-            await asyncio.shield(asyncio.to_thread(_keep, self.session.memory, self._key(), rows, written(operations, rejected)))
+            await asyncio.shield(asyncio.to_thread(_keep, self.session.memory, self._key(), rows, written(operations, rejected), self.plan.purged))
         except Exception as error:  # also of a model that breaks its contract: it must not take the other batches with it
             failed = FailedBatch(
                 feedback_ids=tuple(self.plan.records[row].feedback.id for row in sorted(rows)),
@@ -164,11 +164,11 @@ class Distilling:
         return content_hash(self.session.reflection_model.name, self.task.instructions, self.task.scale.labels, self.pace.gist)
 
 
-def _keep(memory: Memory, key: str, rows: set[int], content: object) -> None:
+def _keep(memory: Memory, key: str, rows: set[int], content: object, purged: int) -> None:
     with memory.store.writing() as connection:
         present = episodic.existing(connection, sorted(rows))
         if present == rows:
-            drafts.keep(connection, memory.judge_id, key, rows, content)
+            drafts.keep(connection, memory.judge_id, key, rows, content, purged=purged)
 
 
 def _records_of(memory: Memory, guidelines: Sequence[Guideline]) -> dict[str, list[Stored]]:

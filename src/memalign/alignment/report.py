@@ -31,8 +31,10 @@ class AlignReport:
     """Records that replaced an earlier version."""
     unchanged: int = 0
     """Records that memory knew already; they cost nothing."""
-    withdrawn: int = 0
-    """Records that were retracted."""
+    purged: int = 0
+    """Records that were left out, because they had been purged from this memory; ``memory.lift`` lets them be learned again."""
+    expired: int = 0
+    """Records that were purged, being beyond the judge's retention limits."""
     added: tuple[Guideline, ...] = ()
     joined: tuple[Guideline, ...] = ()
     """Existing guidelines that gained evidence."""
@@ -61,7 +63,7 @@ class AlignReport:
     @property
     def summary(self) -> str:
         """The revision and its records, in a line."""
-        return f"revision {self.revision}: {self.new} new, {self.changed} changed, {self.unchanged} unchanged, {self.withdrawn} withdrawn"
+        return f"revision {self.revision}: {self.new} new, {self.changed} changed, {self.unchanged} unchanged"
 
     @property
     def account(self) -> str:
@@ -80,7 +82,9 @@ class AlignReport:
 
     def remarks(self) -> list[str]:
         """What experts or operators have to look after, a line each."""
-        lines = [f"experts disagree on {len(self.contested)} item(s)"] if self.contested else []
+        lines = [f"{self.purged} record(s) left out: they were purged from this memory before"] if self.purged else []
+        lines += [f"{self.expired} record(s) purged: beyond the retention limits"] if self.expired else []
+        lines += [f"experts disagree on {len(self.contested)} item(s)"] if self.contested else []
         for batch in self.failed_batches:
             again = "run align again" if batch.retryable else "mend the cause, then run align again"
             lines.append(f"  ! {len(batch.feedback_ids)} record(s) not distilled: {batch.error} - nothing is lost; {again}")

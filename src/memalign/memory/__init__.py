@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memalign.errors import NotFound
-from memalign.memory import difference, episodic, explanation, log, provenance, revisions, rollback, semantic
+from memalign.memory import audit, difference, episodic, explanation, log, provenance, revisions, rollback, semantic, tombstones
+from memalign.memory.audit import Audit
 from memalign.memory.difference import Difference
 from memalign.memory.explanation import Explanation
 from memalign.memory.guidance import Guidance
@@ -16,6 +17,7 @@ from memalign.memory.lookup import Cases, View
 from memalign.memory.provenance import Provenance
 from memalign.memory.revisions import Revision
 from memalign.memory.rollback import Rollback
+from memalign.memory.selection import Selection, select_records
 from memalign.records import Episode, Feedback, Guideline, Usage
 
 if TYPE_CHECKING:
@@ -61,6 +63,22 @@ class Memory(Guidance):
         """All changes of memory, oldest first."""
         with self._reading() as (connection, _):
             return revisions.history(connection, self.judge_id)
+
+    def audit(self) -> Audit:
+        """Who changed memory when and how much, and whether the chain of seals holds."""
+        with self._reading() as (connection, _):
+            return audit.read(connection, self.judge_id)
+
+    def find(self, selection: Selection) -> list[Episode]:
+        """The selected records that hold, oldest first. Raises NotFound for an unknown id."""
+        with self._reading() as (connection, _):
+            found = select_records(connection, self.judge_id, selection, versions="held")
+        return [episodic.episode(stored) for stored in found if stored.since is not None]
+
+    def lift(self, ids: Iterable[str]) -> int:
+        """Let purged records be learned again, if they are given again; gives how many of the ids had been purged."""
+        with self._store.writing(self.judge_id) as connection:
+            return len(tombstones.lift(connection, self.judge_id, list(ids)))
 
     def spent(self) -> tuple[Usage, float | None, float]:
         """Usage, cost in US dollars (None when a price is unknown) and seconds of all model calls so far, from the ledger."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select
 
+from memalign.memory import revisions
 from memalign.stores import schema
 
 _TABLE, _LINK = schema.draft, schema.draft_record
@@ -24,8 +25,13 @@ class Draft:
     content: Any
 
 
-def keep(connection: Connection, judge_id: int, key: str, rows: Iterable[int], content: Any) -> None:
-    """Store what was paid for; ``key`` is the digest of what was asked beside the records, ``content`` any JSON value."""
+def keep(connection: Connection, judge_id: int, key: str, rows: Iterable[int], content: Any, *, purged: int) -> None:
+    """Store what was paid for; ``key`` is the digest of what was asked beside the records, ``content`` any JSON value.
+
+    ``purged``: the newest purge when it was asked; after another one it is thrown away, since it may say what was purged.
+    """
+    if revisions.standing(connection, judge_id)[1] != purged:
+        return
     written = json.dumps({"rows": sorted(set(rows)), "content": content}, ensure_ascii=False)
     row = connection.execute(insert(_TABLE).values(judge_id=judge_id, key=key, content=written).returning(_TABLE.c.row)).scalar_one()
     connection.execute(insert(_LINK), [{"draft_row": row, "feedback_row": record} for record in sorted(set(rows))])
@@ -50,6 +56,11 @@ def waiting(connection: Connection, judge_id: int, key: str, rows: set[int]) -> 
             taken |= held
             usable.append(Draft(frozenset(held), content["content"]))
     return usable
+
+
+def forget(connection: Connection, judge_id: int) -> None:
+    """Delete all drafts of a judge."""
+    connection.execute(delete(_TABLE).where(_TABLE.c.judge_id == judge_id))
 
 
 def discard(connection: Connection, judge_id: int, rows: Iterable[int]) -> None:

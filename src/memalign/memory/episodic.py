@@ -164,6 +164,24 @@ def existing(connection: Connection, rows: Sequence[int]) -> set[int]:
     return _which(connection, rows, true())
 
 
+def held_texts(connection: Connection, hashes: Sequence[str]) -> set[str]:
+    """Which content hashes are of the text of some record, of whatever judge and state."""
+    found: set[str] = set()
+    for start in range(0, len(hashes), _CHUNK):
+        condition = _TABLE.c.content_hash.in_(hashes[start : start + _CHUNK])
+        found |= set(connection.execute(select(_TABLE.c.content_hash).where(condition).distinct()).scalars())
+    return found
+
+
+def known_ids(connection: Connection, judge_id: int, ids: Sequence[str]) -> set[str]:
+    """Which of some ids have a record that holds or waits."""
+    found: set[str] = set()
+    for start in range(0, len(ids), _CHUNK):
+        condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.id.in_(ids[start : start + _CHUNK]) & _TABLE.c.until.is_(None)
+        found |= set(connection.execute(select(_TABLE.c.id).where(condition)).scalars())
+    return found
+
+
 def contested(connection: Connection, judge_id: int, revision: int) -> list[str]:
     """Items on which the experts' verdicts differ."""
     condition = (_TABLE.c.judge_id == judge_id) & holds_at(_TABLE, revision)

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Table, insert
 
 from memalign.errors import MemalignError
+from memalign.memory.log import outlasting
 from memalign.stores import Store
 
 _PAUSE_SECONDS = 0.02
@@ -64,7 +65,8 @@ class Journal:
             try:
                 with self._store.writing(entries[0][1]["judge_id"]) as connection:
                     for table, rows in by_table.items():
-                        connection.execute(insert(table), rows)
+                        if lasting := outlasting(connection, table, rows):
+                            connection.execute(insert(table), lasting)
             except MemalignError as error:
                 if error.retryable:
                     with self._lock:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, Table, func, insert, select
 
 from memalign.memory.revisions import now
 from memalign.records import Usage, Verdict, canonical
@@ -71,6 +71,16 @@ def verdict_row(judge_id: int, item_id: str, verdict: Verdict) -> dict[str, Any]
         "episode_ids": json.dumps(verdict.episode_ids),
         "voter_ids": json.dumps(verdict.voter_ids),
     }
+
+
+def outlasting(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The rows that may still be written: a verdict that was under way during a purge may rest on what was purged, so it is not logged."""
+    if table is not schema.verdict:
+        return rows
+    judge = schema.judge
+    judges = {row["judge_id"] for row in rows}
+    purged = {row.id: row.purged for row in connection.execute(select(judge.c.id, judge.c.purged).where(judge.c.id.in_(judges)))}
+    return [row for row in rows if row["revision"] >= purged.get(row["judge_id"], 0)]
 
 
 def last_verdict(connection: Connection, judge_id: int, item_id: str) -> Any:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
+from memalign.errors import MemalignError
 from memalign.memory import episodic, identity, log, replays, revisions, semantic, vectors, vote
 from memalign.memory.episodic import Stored
 from memalign.memory.exemplars import Candidate, choose
 from memalign.memory.journal import Entry, Journal
 from memalign.memory.retrieval import ItemIndex
 from memalign.memory.revisions import Decision
+from memalign.memory.scrubbing import scrub
 from memalign.memory.vote import Ballot
 from memalign.records import Episode, Guideline, Verdict
 from memalign.rendering import search_text
@@ -69,6 +71,8 @@ class Lookup:
         self._exemplars = exemplars
         self._settings = settings
         self._index, self._indexed = ItemIndex(), 0
+        self.purged = 0
+        """The newest purge that this reader has followed."""
         self._view: View | None = None
         self._ballots: tuple[int, Ballot | None] | None = None
         self._remembered: tuple[int, OrderedDict[str, tuple[Episode, ...]]] = (0, OrderedDict())
@@ -83,14 +87,18 @@ class Lookup:
 
     def view(self) -> View:
         """What holds now (or in the pinned revision); the search index follows it."""
-        with self._lock, self._reading() as (connection, revision):
-            return self._viewed(connection, revision)
+        judge_id = self.judge_id
+        with self._lock, self._store.reading() as connection:
+            newest, purged = revisions.standing(connection, judge_id)
+            self._drop_purged(purged)
+            return self._viewed(connection, newest if self.pinned_revision is None else self.pinned_revision)
 
     def view_and_vector(self, content_hash: str) -> tuple[View, Vectors | None]:
         """The view, and the stored vector of a text if there is one."""
         judge_id = self.judge_id
         with self._lock, self._store.reading() as connection:
-            newest, vector = vectors.newest_and_one(connection, judge_id, self.embedder, content_hash)
+            newest, purged, vector = vectors.newest_and_one(connection, judge_id, self.embedder, content_hash)
+            self._drop_purged(purged)
             return self._viewed(connection, newest if self.pinned_revision is None else self.pinned_revision), vector
 
     def cases(self, view: View, item_id: str, query: Vectors | None, *, k: int, floor: float, own: bool) -> Cases:
@@ -142,7 +150,8 @@ class Lookup:
     def store_vectors(self, found: Mapping[str, Vectors]) -> None:
         """Store vectors of what memory already holds, and let the index see them."""
         with self._store.writing(self.judge_id) as connection:
-            vectors.store(connection, self.embedder, found)
+            held = episodic.held_texts(connection, list(found))  # a purge may have come between
+            vectors.store(connection, self.embedder, {key: vector for key, vector in found.items() if key in held})
         with self._lock:
             self._index, self._indexed, self._view = ItemIndex(), 0, None
 
@@ -177,7 +186,18 @@ class Lookup:
 
     @cached_property
     def _identity(self) -> tuple[int, str]:
-        return identity.of(self._store, self.name, self._settings)
+        found = identity.of(self._store, self.name, self._settings)
+        with suppress(MemalignError):  # a purge that was cut short; if the disk cannot be cleared now, the next one tries again
+            scrub(self._store)
+        return found
+
+    def _drop_purged(self, purged: int) -> None:
+        """Forget all that was read before a purge, of whatever revision it was."""
+        if purged != self.purged:
+            self.purged = purged
+            self._view = self._ballots = None
+            self._remembered = (0, OrderedDict())
+            self._index, self._indexed = ItemIndex(), 0
 
     def _viewed(self, connection: Connection, revision: int) -> View:
         if self._view is None or self._view.revision != revision:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, insert, select
 
 from memalign.errors import BadRecord, ConfigurationError, StoreError
-from memalign.memory import archive, restore, revisions
+from memalign.memory import archive, restore, revisions, tombstones
 from memalign.memory.merge import Conflict, Merge, Policy
 from memalign.scale import Scale
 from memalign.stores import Store, schema
@@ -205,7 +205,7 @@ def _brought(
             vectors=found.counts["vector"],
             verdicts=found.counts["verdict"],
         )
-    merge = Merge(connection, judge_id, on_conflict, lambda _ids: set())
+    merge = Merge(connection, judge_id, on_conflict, lambda ids: tombstones.buried(connection, judge_id, ids))
     done = merge.run(archive.read(path), found.guidelines, found.questions, actor, tell)
     return Imported(
         path=str(path),

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, bindparam, func, insert, or_, select
 
+from memalign.memory import audit
 from memalign.stores import schema
 
 NEWEST = select(func.max(schema.revision.c.number)).where(schema.revision.c.judge_id == bindparam("judge"))
 """The newest revision of the judge that is bound; null when nothing was ever stored."""
+
+PURGED = select(schema.judge.c.purged).where(schema.judge.c.id == bindparam("judge"))
+"""The revision of its newest purge, 0 when there was none: what was read before it must be read again, or be dropped."""
+_STANDING = select(NEWEST.scalar_subquery(), PURGED.scalar_subquery())
 
 
 def now() -> str:
@@ -79,6 +84,12 @@ def current(connection: Connection, judge_id: int) -> int:
     return number or 0
 
 
+def standing(connection: Connection, judge_id: int) -> tuple[int, int]:
+    """The newest revision, and that of the newest purge; each 0 when there was none."""
+    number, purged = connection.execute(_STANDING, {"judge": judge_id}).one()
+    return number or 0, purged or 0
+
+
 def decision_at(connection: Connection, judge_id: int, revision: int) -> Decision:
     """The decision in force in a revision."""
     table = schema.revision
@@ -104,8 +115,10 @@ def commit(
     actor: str,
     counts: Mapping[str, int],
     decision: Decision | None = None,
+    ids: Iterable[str] = (),
 ) -> None:
-    """Write the row that makes a revision real; part of the caller's transaction."""
+    """Write the row that makes a revision real, sealed with those before it; part of the caller's transaction. ``ids``: the records it named."""
+    key = audit.key(connection, judge_id)
     values: dict[str, Any] = {
         "judge_id": judge_id,
         "number": number,
@@ -113,9 +126,10 @@ def commit(
         "actor": actor,
         "verb": verb,
         "counts": json.dumps(counts),
+        "decision": None if decision is None else json.dumps(asdict(decision)),
+        "ids": audit.digest_of_all(key, ids),
     }
-    if decision is not None:
-        values["decision"] = json.dumps(asdict(decision))
+    values["hash"] = audit.seal(key, audit.previous_seal(connection, judge_id, key), values)
     connection.execute(insert(schema.revision).values(values))
 
 

@@ -39,10 +39,9 @@ def add(
     taint: Iterable[int] = (),
 ) -> str:
     """A new guideline; gives its id. ``signs``: row of a feedback version -> 1 for, -1 against; ``taint``: rows as well."""
-    known = connection.execute(select(_TABLE.c.id).where(_TABLE.c.judge_id == judge_id).distinct()).scalars()
-    guideline_id = f"g{max((int(key[1:]) for key in known), default=0) + 1}"
+    guideline_id = f"g{highest_number(connection, judge_id) + 1}"
     new = {"text": text, "scope": scope, "state": state, "pinned": pinned, "utility": None}
-    _insert(connection, judge_id, revision, (guideline_id, 1), new, signs, taint)
+    _insert(connection, judge_id, revision, (guideline_id, 1), new, signs, {*taint, *signs})
     return guideline_id
 
 
@@ -56,9 +55,14 @@ def change(
     taint: Iterable[int] = (),
     **changes: Any,
 ) -> None:
-    """A new version of a guideline: ``changes`` of text, scope, state, pinned; ``signs`` and ``taint`` are added to what it has."""
+    """A new version of a guideline: ``changes`` of text, scope, state, pinned.
+
+    ``signs`` are added to what it has, ``taint`` with a new text only: what a text is seen with later does not taint it.
+    """
     old = live(connection, judge_id, guideline_id)
-    _replace(connection, judge_id, revision, old, changes, _signs(connection, old.row) | dict(signs), _tainted(connection, old.row) | set(taint))
+    reworded = changes.get("text", old.text) != old.text
+    tainted = _tainted(connection, old.row) | (set(taint) if reworded else set())
+    _replace(connection, judge_id, revision, old, changes, _signs(connection, old.row) | dict(signs), tainted)
 
 
 def measured(connection: Connection, judge_id: int, utility: Mapping[str, float]) -> None:
@@ -87,11 +91,24 @@ def without(connection: Connection, judge_id: int, revision: int, rows: Sequence
     return retired, again
 
 
+def resting_on(connection: Connection, judge_id: int, revision: int, rows: Sequence[int]) -> list[Guideline]:
+    """The guidelines of now that cite some feedback."""
+    cited = {old.id for old in _resting_on(connection, judge_id, set(rows))}
+    return [guideline for guideline in at(connection, judge_id, revision) if guideline.id in cited]
+
+
 def remaining_evidence(connection: Connection, judge_id: int, rows: Sequence[int]) -> set[int]:
     """The other evidence of guidelines that rest on some feedback: what would be distilled again if it were withdrawn."""
     gone = set(rows)
     touched = [old for old in _resting_on(connection, judge_id, gone) if not old.pinned and old.state != "superseded"]
     return {row for old in touched for row, sign in _signs(connection, old.row).items() if sign > 0} - gone
+
+
+def highest_number(connection: Connection, judge_id: int) -> int:
+    """The highest number a guideline ever had, purged ones included: none is given twice."""
+    numbers = (int(each[1:]) for each in connection.execute(select(_TABLE.c.id).where(_TABLE.c.judge_id == judge_id).distinct()).scalars())
+    purged: int = connection.execute(select(schema.judge.c.numbered).where(schema.judge.c.id == judge_id)).scalar_one()
+    return max([purged, *numbers])
 
 
 def normalised(text: str) -> str:
@@ -145,7 +162,7 @@ def _insert(
 
 def _link(connection: Connection, guideline_row: int, signs: Mapping[int, int], taint: Iterable[int]) -> None:
     evidence = [{"guideline_row": guideline_row, "feedback_row": row, "sign": sign} for row, sign in signs.items()]
-    tainted = [{"guideline_row": guideline_row, "feedback_row": row} for row in set(taint) | set(signs)]
+    tainted = [{"guideline_row": guideline_row, "feedback_row": row} for row in set(taint)]
     if evidence:
         connection.execute(insert(schema.evidence), evidence)
     if tainted:

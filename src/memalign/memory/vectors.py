@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sqlalchemy import Connection, bindparam, select
 
-from memalign.memory.revisions import NEWEST, holds_at
+from memalign.memory.revisions import NEWEST, PURGED, holds_at
 from memalign.stores import schema
 from memalign.stores.database import insert_new
 
@@ -24,6 +24,7 @@ _KNOWN = select(_TABLE.c.content_hash, _TABLE.c.data).where(
 )
 _NEWEST_AND_ONE = select(
     NEWEST.scalar_subquery(),
+    PURGED.scalar_subquery(),
     select(_TABLE.c.data).where(_TABLE.c.embedder == bindparam("embedder"), _TABLE.c.content_hash == bindparam("hash")).scalar_subquery(),
 )
 
@@ -33,10 +34,10 @@ def known(connection: Connection, embedder: str, hashes: Sequence[str]) -> dict[
     return {key: np.frombuffer(data, dtype="<f4") for key, data in _stored(connection, embedder, hashes).items()}
 
 
-def newest_and_one(connection: Connection, judge_id: int, embedder: str, content_hash: str) -> tuple[int, Vectors | None]:
-    """The newest revision of a memory and, if it is stored, the vector of a text: in one query, since every judgement asks."""
-    number, data = connection.execute(_NEWEST_AND_ONE, {"judge": judge_id, "embedder": embedder, "hash": content_hash}).one()
-    return number or 0, None if data is None else np.frombuffer(data, dtype="<f4")
+def newest_and_one(connection: Connection, judge_id: int, embedder: str, content_hash: str) -> tuple[int, int, Vectors | None]:
+    """The newest revision of a memory, its newest purge and, if it is stored, the vector of a text: in one query, since every judgement asks."""
+    number, purged, data = connection.execute(_NEWEST_AND_ONE, {"judge": judge_id, "embedder": embedder, "hash": content_hash}).one()
+    return number or 0, purged or 0, None if data is None else np.frombuffer(data, dtype="<f4")
 
 
 def store(connection: Connection, embedder: str, vectors: Mapping[str, Vectors]) -> None:

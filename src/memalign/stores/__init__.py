@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
@@ -50,6 +51,9 @@ class Store(Protocol):
 
     def size_bytes(self) -> int:
         """How much room it takes on disk, logs of changes included where they are its own; in RAM 0."""
+
+    def find(self, passages: Sequence[bytes]) -> Mapping[str, int]:
+        """Where some bytes still stand in what it keeps: file or table -> how many of the passages were found in it."""
 
     def close(self) -> None:
         """Give back connections; the store may be used again afterwards, except one in RAM, which is lost."""

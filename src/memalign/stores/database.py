@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import Any, ClassVar
@@ -154,6 +154,17 @@ def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str,
     """Insert rows; one whose key another writer has just taken stays as that one wrote it."""
     dialect = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")
     connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
+
+
+def found_in(blocks: Iterable[bytes], passages: Sequence[bytes]) -> set[bytes]:
+    """Which passages stand in what the blocks make together."""
+    found, rest = set[bytes](), b""
+    longest = max(map(len, passages), default=0)
+    for block in blocks:
+        seen = rest + block
+        found |= {passage for passage in passages if passage in seen}
+        rest = seen[-longest:]
+    return found
 
 
 def _cause(error: Exception) -> Exception:

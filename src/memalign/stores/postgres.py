@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, RootTransaction, Text, cast, create_engine, func, select
+from sqlalchemy import Connection, Engine, RootTransaction, String, Text, cast, create_engine, func, select
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
 from memalign.errors import ConfigurationError, MemalignError, MissingExtra, StoreBusy, StoreError, StoreUnavailable
 from memalign.stores import shown
-from memalign.stores.database import WAIT_SECONDS, Database
+from memalign.stores.database import WAIT_SECONDS, Database, found_in
 from memalign.stores.schema import metadata
 
 if TYPE_CHECKING:
@@ -75,6 +75,18 @@ class PostgresStore(Database):
             connection.execute(f"SET lock_timeout = {self._wait_milliseconds}")
             for table in metadata.sorted_tables:
                 connection.execute(f'VACUUM (FULL, ANALYZE) "{NAMESPACE}"."{table.name}"')
+
+    def find(self, passages: Sequence[bytes]) -> dict[str, int]:
+        """Searched: all rows of all tables, as a dump would hold them; vectors left out. The server's files are its own."""
+        found: dict[str, int] = {}
+        self.upgrade()
+        with self._translating(), self._connect() as connection, connection.cursor() as cursor:
+            for table in metadata.sorted_tables if passages else ():
+                columns = ", ".join(f'"{column.name}"' for column in table.columns if isinstance(column.type, String))
+                if columns:
+                    with cursor.copy(f'COPY "{NAMESPACE}"."{table.name}" ({columns}) TO STDOUT') as copy:
+                        found[table.name] = len(found_in(map(bytes, copy), passages))
+        return {table: count for table, count in found.items() if count}
 
     @contextmanager
     def _transaction(self, engine: Engine, *, writing: bool, judge_id: int | None = None) -> Iterator[Connection]:

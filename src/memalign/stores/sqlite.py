@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from memalign.errors import ConfigurationError, MemalignError, StoreBusy, StoreError
-from memalign.stores.database import WAIT_SECONDS, Database
+from memalign.stores.database import WAIT_SECONDS, Database, found_in
 
 _MOST_FAULTS = 100
 """Lines of damage that are listed."""
+
+_BLOCK = 1 << 24
+"""Bytes that are searched at once."""
 
 
 class SqliteStore(Database):
@@ -46,10 +50,26 @@ class SqliteStore(Database):
             try:
                 cursor = connection.cursor()
                 cursor.execute("VACUUM")
-                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                busy = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
                 cursor.close()
             finally:
                 connection.close()
+        if busy:
+            raise StoreBusy(f"memory {self._location} is read by others for more than {self._wait_seconds:g} s; try again when they have finished")
+
+    def find(self, passages: Sequence[bytes]) -> dict[str, int]:
+        """Searched: the file and all that lie beside it under its name (log, caches, copies); of a memory in RAM its pages."""
+        if not passages:
+            return {}
+        if self._location is None:
+            with self.reading() as connection:
+                pages = connection.connection.dbapi_connection.serialize()  # type: ignore[union-attr]
+            found = {"RAM": sum(passage in pages for passage in passages)}
+        else:
+            path = Path(self._location)
+            beside = [each for each in path.parent.glob(f"{glob.escape(path.name)}*") if each.is_file()]
+            found = {each.name: len(found_in(_blocks(each), passages)) for each in sorted(beside)}
+        return {place: count for place, count in found.items() if count}
 
     @contextmanager
     def _transaction(self, engine: Engine, *, writing: bool, judge_id: int | None = None) -> Iterator[Connection]:
@@ -118,6 +138,12 @@ class SqliteStore(Database):
         if "full" in message:
             return StoreError(f"memory {where}: the disk is full; nothing of this change was stored: free some space and repeat it")
         return StoreError(f"memory {where}: {message}")
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            yield block
 
 
 def _on_begin(connection: Connection) -> None:
