@@ -24,7 +24,7 @@ LAYERS = (
     "scale probabilities settings rendering prompts pairwise",
     "agreement baseline panel reliability rows files models embedders stores",
     "memory",
-    "session prices working verdicts fitting trial labelling",
+    "routing session prices working verdicts fitting trial labelling",
     "alignment judging replaying calibration suggesting engines edge",
     "description owning judge",
     "cli demo integrations web plots __main__",

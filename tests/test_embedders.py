@@ -72,11 +72,13 @@ def test_company_in_a_batch_does_not_change_a_vector(local: MiniLM) -> None:
 
 
 @needs_minilm
-def test_only_the_first_256_tokens_count(local: MiniLM) -> None:
-    head = "word " * 300
-    vectors = asyncio.run(local.embed([head, head + "something else entirely", "half a \ud800 pair"]))
-    assert np.abs(vectors[0] - vectors[1]).max() < 1e-6
-    assert np.isfinite(vectors).all()
+def test_a_long_text_is_read_in_windows_and_what_comes_after_them_does_not_count(local: MiniLM) -> None:
+    head, tail = "word " * 254, "The parcel came late and nobody apologised. " * 20
+    texts = [head, head + tail, tail, "word " * 254 * 4, "word " * 254 * 4 + tail, "half a \ud800 pair", "x" * 10_000_000]
+    short, long, end, full, beyond, *odd = asyncio.run(local.embed(texts))
+    assert long @ end > short @ end + 0.1  # the second window counts
+    assert np.abs(full - beyond).max() < 1e-6  # the fifth does not
+    assert all(abs(np.linalg.norm(vector) - 1) < 1e-5 for vector in (long, full, *odd))
 
 
 @needs_minilm
@@ -101,7 +103,7 @@ def test_weights_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names() -> None:
-    assert open_embedder("local/minilm").id == "local/minilm@8199be6f-be50"
+    assert open_embedder("local/minilm").id == "local/minilm@8199be6f-be50-4x256"
     assert open_embedder("openai/text-embedding-3-small").id == "openai/text-embedding-3-small"
     assert OpenAIEmbedder("e", dimension=256).id == "openai/e-256"
     with pytest.raises(ConfigurationError, match="known: local/minilm"):

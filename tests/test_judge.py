@@ -262,8 +262,8 @@ def test_more_cases_than_the_budget_holds_drops_the_least_similar() -> None:
     task = Task(instructions="i", scale=Scale.boolean(), explain=False, secret="s", budget_tokens=200)
     episodes = [_episode(number) for number in range(10)]
     assembled = assemble(task, Item(outputs="x"), similar=episodes)
-    assert assembled.episode_ids == tuple(episode.feedback.id for episode in episodes[-4:])
-    assert len(assembled.messages) == 1 + 2 * 4 + 1
+    assert assembled.episode_ids == tuple(episode.feedback.id for episode in episodes[-2:])
+    assert len(assembled.messages) == 1 + 2 * 2 + 1
 
 
 def _episode(number: int) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from uuid import uuid4
@@ -15,11 +15,12 @@ from memalign.errors import ConfigurationError, MemalignError, UnreadableReply
 from memalign.memory import Memory, View, revisions
 from memalign.memory.revisions import Decision
 from memalign.pairwise import mirrored, mirrored_case
-from memalign.records import Episode, Failure, Guideline, Item, Verdict, content_hash
+from memalign.records import Episode, Failure, Guideline, Item, Trace, Verdict, content_hash
 from memalign.rendering import search_text
+from memalign.routing import fits
 from memalign.session import Meter, Session
 from memalign.verdicts import Answer, Reading, read, settled
-from memalign.working import Task, WorkingMemory, assemble, request
+from memalign.working import CHARACTERS_PER_TOKEN, Task, WorkingMemory, assemble, request
 
 if TYPE_CHECKING:
     from memalign.embedders import Vectors
@@ -89,10 +90,14 @@ class Recalled:
     """The vote of the cases, if it counts."""
     voters: tuple[str, ...] = ()
     """Ids of the records that carried it."""
+    similarity: Mapping[str, float] = field(default_factory=dict)
+    """Of each similar case to the item, by feedback id."""
+    relevance: Mapping[str, float] = field(default_factory=dict)
+    """Of each guideline to the item, where not all have room."""
 
     def context(self, task: Task, item: Item) -> WorkingMemory:
         """The messages that ask for a verdict on the item."""
-        return assemble(task, item, self.guidelines, self.exemplars, self.similar)
+        return assemble(task, item, self.guidelines, self.exemplars, self.similar, relevance=self.relevance)
 
 
 async def judge(session: Session, task: Task, item: Item, recall: Recall, *, temperature: float, caution: Caution = PLAIN) -> Verdict:
@@ -102,8 +107,9 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
     try:
         item.id  # noqa: B018 - refuses at once what is no JSON value
         brought = await recalled(session, meter, task, item, recall, caution)
-        context = brought.context(task, item)
-        reading = await heard(session, meter, task, item, recall, brought, temperature=temperature, caution=caution)
+        with meter.timed("assemble"):
+            context = brought.context(task, item)
+        reading = await heard(session, meter, task, item, recall, brought, context, temperature=temperature, caution=caution)
     except MemalignError:
         session.memory.log(meter.calls)
         raise
@@ -125,6 +131,7 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
         expected=reading.expected,
         votes=reading.votes,
         orders=reading.orders,
+        trace=Trace(similarity=brought.similarity, tokens=context.tokens, left_out=context.left_out, seconds=meter.stages),
     )
     session.memory.log(meter.calls, item.id, verdict if in_service else None)
     return verdict
@@ -145,33 +152,61 @@ async def recalled(session: Session, meter: Meter, task: Task, item: Item, recal
     await session.complete_vectors(meter)
     text = search_text(item)
     key = content_hash(text)
-    view, stored = await asyncio.to_thread(session.memory.view_and_vector, key)
+    with meter.timed("search"):
+        view, stored = await asyncio.to_thread(session.memory.view_and_vector, key)
     if recall.guidelines is not None:
         view = replace(view, guidelines=recall.guidelines)
     guidelines = view.guidelines if recall.part in ("both", "guidelines") else ()
-    if recall.part not in ("both", "cases"):
+    crowded = not fits(guidelines, task.guideline_tokens * CHARACTERS_PER_TOKEN)
+    if recall.part not in ("both", "cases") and not crowded:
         return Recalled(view=view, guidelines=guidelines)
     k = (recall.k if view.decision.cases is None else view.decision.cases) * (1 + more)
     query, vote, voters = None, tuple[float, ...](), tuple[str, ...]()
     counts = _decision(session, view, recall, caution).vote_weight > 0
-    if (k > 0 or counts) and view.items:
-        query = stored if stored is not None else (await session.vectors(meter, {key: text}, looked_up=True))[key]
-        if counts:
+    if ((k > 0 or counts) and view.items) or crowded:
+        with meter.timed("embed"):
+            query = stored if stored is not None else (await session.vectors(meter, {key: text}, looked_up=True))[key]
+    relevance = {} if query is None or not crowded else await _relevance(session, meter, guidelines, query)
+    if recall.part not in ("both", "cases"):
+        return Recalled(view=view, guidelines=guidelines, relevance=relevance)
+    with meter.timed("search"):
+        if counts and query is not None and view.items:
             vote, voters = await asyncio.to_thread(session.memory.vote, view, item.id, query, own=recall.own)
-    similar = await asyncio.to_thread(_similar, session.memory, view, task, item, query, k, recall)
+        similar, similarity = await asyncio.to_thread(_similar, session.memory, view, task, item, query, k, recall)
     exemplars = tuple(episode for episode in view.exemplars if recall.own or episode.feedback.item.id != item.id)
-    return Recalled(view=view, guidelines=guidelines, exemplars=exemplars, similar=_fresh(similar, exemplars), vote=vote, voters=voters)
+    return Recalled(
+        view=view,
+        guidelines=guidelines,
+        exemplars=exemplars,
+        similar=_fresh(similar, exemplars),
+        vote=vote,
+        voters=voters,
+        similarity=similarity,
+        relevance=relevance,
+    )
 
 
-def _similar(memory: Memory, view: View, task: Task, item: Item, query: Vectors | None, k: int, recall: Recall) -> tuple[Episode, ...]:
-    """Similar cases, then the item's own; a pair that experts judged in the other order is the item itself."""
-    cases = memory.cases(view, item.id, query, k=k, floor=recall.floor, own=recall.own).episodes
+async def _relevance(session: Session, meter: Meter, guidelines: Sequence[Guideline], query: Vectors) -> dict[str, float]:
+    """Guideline id -> similarity of its text to the item."""
+    texts = {guideline.id: guideline.text for guideline in guidelines}
+    with meter.timed("embed"):
+        known = await session.vectors(meter, {content_hash(text): text for text in texts.values()}, kept=True)
+    return {key: float(known[content_hash(text)] @ query) for key, text in texts.items()}
+
+
+def _similar(
+    memory: Memory, view: View, task: Task, item: Item, query: Vectors | None, k: int, recall: Recall
+) -> tuple[tuple[Episode, ...], dict[str, float]]:
+    """Similar cases, then the item's own, and their similarity; a pair that experts judged in the other order is the item itself."""
+    found = memory.cases(view, item.id, query, k=k, floor=recall.floor, own=recall.own)
+    cases, similarity = found.episodes, {case.feedback.id: score for case, score in zip(found.episodes, found.similarity, strict=True)}
     other = mirrored(item) if task.scale.kind == "pairwise" else None
     if other is None:
-        return cases
+        return cases, similarity
     turned = [mirrored_case(case) for case in memory.cases(view, other.id, None, k=0, floor=0.0, own=True).episodes] if recall.own else []
     own = [case for case in cases if case.feedback.item.id == item.id]
-    return tuple(case for case in cases if case.feedback.item.id not in (item.id, other.id)) + tuple(turned) + tuple(own)
+    chosen = tuple(case for case in cases if case.feedback.item.id not in (item.id, other.id)) + tuple(turned) + tuple(own)
+    return chosen, similarity | {case.feedback.id: 1.0 for case in turned}
 
 
 def _fresh(similar: Sequence[Episode], exemplars: Sequence[Episode]) -> tuple[Episode, ...]:
@@ -198,12 +233,13 @@ async def heard(
     item: Item,
     recall: Recall,
     brought: Recalled,
+    context: WorkingMemory,
     *,
     temperature: float,
     caution: Caution = PLAIN,
     ask: Ask | None = None,
 ) -> Reading:
-    """One reading of as many answers as caution asks for: the usual one, that in the other order, then others that are shown other cases."""
+    """One reading of as many answers as caution asks for: to the context, to that in the other order, then others that are shown other cases."""
     decision = _decision(session, brought.view, recall, caution)
     ask = partial(asked, session, meter, task) if ask is None else ask
     both = caution.both_orders and task.scale.kind == "pairwise" and mirrored(item) is not None
@@ -211,7 +247,7 @@ async def heard(
     async def answer(number: int, seen: Recalled, warmth: float) -> Answer:
         if both and number % 2:
             return (await ask(_swapped(seen, task, item), warmth, seed=number // 2)).seen_from(task.scale)
-        return await ask(seen.context(task, item), warmth, seed=number // 2 if both else number)
+        return await ask(context if seen is brought else seen.context(task, item), warmth, seed=number // 2 if both else number)
 
     def read_so_far() -> Reading:
         return settled(task.scale, answers, decision=decision, vote=brought.vote, expected_score=caution.expected_score)
@@ -257,7 +293,8 @@ async def asked(
         warmth = temperature if number == 1 else max(temperature, 0.3 * number)
         try:
             reply = await session.ask(meter, session.model, replace(request(task, context, temperature=warmth), purpose=purpose, seed=seed))
-            return read(task.scale, reply, explain=task.explain)
+            with meter.timed("read"):
+                return read(task.scale, reply, explain=task.explain)
         except UnreadableReply as error:
             if number == _ATTEMPTS:
                 raise UnreadableReply(f"{session.model.name} gave no readable verdict in {_ATTEMPTS} attempts; the last time: {error}") from error

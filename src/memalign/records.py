@@ -156,6 +156,28 @@ class Usage:
         return Usage(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Usage)})
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Something of memory that a judgement did not read."""
+
+    kind: Literal["guideline", "case", "part of case"]
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """How a judgement came about."""
+
+    similarity: Mapping[str, float]
+    """Of each case shown to the item, by feedback id; 1.0 for the item's own."""
+    tokens: Mapping[str, int]
+    """What each part of the prompt takes, estimated at four characters a token."""
+    left_out: tuple[LeftOut, ...]
+    seconds: Mapping[str, float]
+    """Where the time went: embed, search, assemble, queue (waiting for a turn at the model), model, read."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What the judge says of an item, and on what it rests."""
@@ -188,6 +210,22 @@ class Verdict:
     """Replies that were counted as votes; 0: the model told the probabilities of its tokens."""
     orders: tuple[Any, Any] | None = None
     """Pairwise in both orders: the verdict in the order given, and in the other one."""
+    trace: Trace | None = None
+    """How it came about: similarities, what had no room, where the time went."""
+
+    def explain(self) -> str:
+        """How it came about, as lines of plain text; see ``judge.memory.explain(verdict.id)`` for the guidelines and cases themselves."""
+        guidelines, cases = ", ".join(self.guideline_ids) or "none", "none"
+        if self.trace is None:
+            return f"guidelines: {guidelines}\ncases: {', '.join(self.episode_ids) or cases}"
+        near = self.trace.similarity
+        cases = ", ".join(f"{key} ({near[key]:.2f})" if key in near else key for key in self.episode_ids) or cases
+        sizes = ", ".join(f"{name} {size}" for name, size in self.trace.tokens.items() if size)
+        times = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in self.trace.seconds.items())
+        lines = [f"revision {self.revision}", f"guidelines: {guidelines}", f"cases (similarity), most similar last: {cases}"]
+        lines += [f"left out: {left.kind} {left.id}: {left.reason}" for left in self.trace.left_out]
+        lines += [f"voters: {', '.join(self.voter_ids)}"] if self.voter_ids else []
+        return "\n".join([*lines, f"tokens, about: {sizes}", f"milliseconds: {times}"])
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

@@ -56,10 +56,10 @@ class Replayer:
 
         try:
             brought = await recalled(session, mine, task, item, recall, self._caution)
-            reading = await heard(session, mine, task, item, recall, brought, temperature=self._temperature, caution=self._caution, ask=ask)
+            context = brought.context(task, item)
+            reading = await heard(session, mine, task, item, recall, brought, context, temperature=self._temperature, caution=self._caution, ask=ask)
         finally:
             meter.calls += mine.calls
-        context = brought.context(task, item)
         return Verdict(
             value=reading.value,
             rationale=reading.rationale,

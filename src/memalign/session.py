@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from memalign.embedders.queue import Queue
 from memalign.errors import EmbeddingError, MemalignError
 from memalign.memory import Memory
 from memalign.memory.log import Call
@@ -27,7 +29,22 @@ class Meter:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self.stages: dict[str, float] = {}
+        """Stage -> seconds."""
         self._started = time.perf_counter()
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent(stage, time.perf_counter() - started)
+
+    def spent(self, stage: str, seconds: float) -> None:
+        """Add to a stage."""
+        self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
     @property
     def usage(self) -> Usage:
@@ -53,7 +70,7 @@ class Session:
         self.memory = memory
         self.model = model
         self.reflection_model = reflection_model
-        self.embedder = embedder
+        self.embedder = Queue(embedder)
         self._recent: OrderedDict[str, Vectors] = OrderedDict()
         self._purged = 0
         self._complete = self._priced = False
@@ -69,16 +86,19 @@ class Session:
             failed = Call(purpose=request.purpose, model=model.name, usage=Usage(calls=1), cost_usd=0.0, seconds=seconds, error=type(error).__name__)
             meter.calls.append(failed)
             raise
+        whole = time.perf_counter() - started
         cost = cost_usd(model.name, reply.usage) if self._priced else await asyncio.to_thread(cost_usd, model.name, reply.usage)
         self._priced = True  # the price list is loaded
-        seconds = reply.seconds or time.perf_counter() - started  # a model's own figure leaves out the wait for a turn
+        seconds = min(reply.seconds, whole) or whole  # a model's own figure leaves out the wait for a turn
+        meter.spent("queue", whole - seconds)
+        meter.spent("model", seconds)
         meter.calls.append(Call(purpose=request.purpose, model=model.name, usage=reply.usage, cost_usd=cost, seconds=seconds))
         return reply
 
-    async def vectors(self, meter: Meter, texts: Mapping[str, str], *, looked_up: bool = False) -> dict[str, Vectors]:
+    async def vectors(self, meter: Meter, texts: Mapping[str, str], *, looked_up: bool = False, kept: bool = False) -> dict[str, Vectors]:
         """Content hash -> unit vector, for texts by content hash; only texts never seen before are embedded.
 
-        ``looked_up``: memory was asked already and holds none of them.
+        ``looked_up``: memory was asked already and holds none of them. ``kept``: memory keeps those that are new to it.
         """
         if self._purged != self.memory.purged:  # none of what was purged stays in RAM
             self._purged = self.memory.purged
@@ -88,7 +108,10 @@ class Session:
         if unseen:
             found |= {} if looked_up else await asyncio.to_thread(self.memory.known_vectors, unseen)
             fresh = [key for key in unseen if key not in found]
-            found |= dict(zip(fresh, await self._embed(meter, [texts[key] for key in fresh]), strict=True))
+            embedded = dict(zip(fresh, await self._embed(meter, [texts[key] for key in fresh]), strict=True))
+            if kept and embedded:
+                await asyncio.to_thread(self.memory.keep_vectors, embedded)
+            found |= embedded
         for key, vector in found.items():
             self._recent[key] = vector
             self._recent.move_to_end(key)

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 from memalign.models import ChatRequest, Message
 from memalign.prompts import render
-from memalign.records import Episode, Guideline, Item
+from memalign.records import Episode, Guideline, Item, LeftOut
 from memalign.rendering import item_text, trimmed
+from memalign.routing import route
 from memalign.scale import Scale
 
 CHARACTERS_PER_TOKEN = 4
-_LEAST_CHARACTERS = 200
+_LEAST_CHARACTERS = 400
+"""Of a case; with less it would say nothing."""
 _ALTERNATIVES = 20
 _LABEL_TOKENS = 12
 _LETTERS = "bcdfghjklmnpqrstvwxz"
+NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,8 @@ class Task:
     """Keys the marks that fence items, so that judged text cannot forge them."""
     budget_tokens: int = 6000
     """Room for cases, estimated at four characters a token."""
+    guideline_tokens: int = 2000
+    """Room for guidelines; when they exceed it, those that every judgement reads leave half of it to those that are relevant to the item."""
     max_tokens: int = 400
 
 
@@ -47,24 +53,49 @@ class WorkingMemory:
     messages: tuple[Message, ...]
     guideline_ids: tuple[str, ...]
     episode_ids: tuple[str, ...]
+    tokens: Mapping[str, int]
+    """What each part takes, estimated at four characters a token: system, cases, guidelines (those chosen for the item), item."""
+    left_out: tuple[LeftOut, ...]
+    """What memory had, but the budget had no room for."""
 
 
 def assemble(
-    task: Task, item: Item, guidelines: Sequence[Guideline] = (), exemplars: Sequence[Episode] = (), similar: Sequence[Episode] = ()
+    task: Task,
+    item: Item,
+    guidelines: Sequence[Guideline] = (),
+    exemplars: Sequence[Episode] = (),
+    similar: Sequence[Episode] = (),
+    *,
+    relevance: Mapping[str, float] = NOTHING,
 ) -> WorkingMemory:
-    """The messages for one item, with the ids of what stands in them. Cases that exceed the budget are trimmed, then the least similar dropped."""
-    system = _system(task, tuple(guideline.text for guideline in guidelines))
+    """The messages for one item, with the ids of what stands in them and what had no room.
+
+    Long cases are trimmed first, then the least similar are dropped; guidelines beyond their budget are chosen by ``relevance`` (see
+    ``routing.route``). The item itself is never cut.
+    """
+    routed = route(guidelines, relevance, task.guideline_tokens * CHARACTERS_PER_TOKEN)
+    system = _system(task, tuple(guideline.text for guideline in routed.core))
     cases = _by_item([*exemplars, *similar])
-    characters = task.budget_tokens * CHARACTERS_PER_TOKEN
-    cases = cases[-max(1, characters // _LEAST_CHARACTERS) :]
-    messages = [Message("system", system)]
-    for case in cases:
-        messages += _turns(task, case, limit=characters // len(cases))
-    messages.append(Message("user", fenced(task.secret, item_text(item))))
+    room = task.budget_tokens * CHARACTERS_PER_TOKEN
+    most = max(1, room // _LEAST_CHARACTERS)
+    dropped, cases = cases[:-most], cases[-most:]
+    limit = room // max(1, len(cases))
+    texts = [item_text(case[0].feedback.item) for case in cases]
+    turns = [message for case, text in zip(cases, texts, strict=True) for message in _turns(task, case, text, limit=limit)]
+    cut = [case for case, text in zip(cases, texts, strict=True) if len(text) + _reasons(case) > limit]
+    extra = render("judge_guidelines", guidelines=routed.chosen) + "\n\n" if routed.chosen else ""
+    text = fenced(task.secret, item_text(item))
+    parts = {"system": len(system), "cases": sum(len(turn.content) for turn in turns), "guidelines": len(extra), "item": len(text)}
     return WorkingMemory(
-        messages=tuple(messages),
-        guideline_ids=tuple(guideline.id for guideline in guidelines),
+        messages=(Message("system", system), *turns, Message("user", extra + text)),
+        guideline_ids=tuple(guideline.id for guideline in (*routed.core, *routed.chosen)),
         episode_ids=tuple(episode.feedback.id for case in cases for episode in case),
+        tokens={name: -(-size // CHARACTERS_PER_TOKEN) for name, size in parts.items()},
+        left_out=(
+            *(LeftOut("guideline", g.id, f"no room in {task.guideline_tokens} tokens, less relevant than those shown") for g in routed.left),
+            *(LeftOut("case", e.feedback.id, f"no room in {task.budget_tokens} tokens, least similar") for case in dropped for e in case),
+            *(LeftOut("part of case", e.feedback.id, f"cut to {limit} characters") for case in cut for e in case),
+        ),
     )
 
 
@@ -99,17 +130,26 @@ def _by_item(episodes: Iterable[Episode]) -> list[list[Episode]]:
     return [list(records.values()) for records in items.values()]
 
 
-def _turns(task: Task, case: Sequence[Episode], *, limit: int) -> list[Message]:
-    """A judged case as earlier turns of the chat: one for each verdict that experts gave, so that disagreement is seen."""
-    text = fenced(task.secret, trimmed(item_text(case[0].feedback.item), limit))
+def _turns(task: Task, case: Sequence[Episode], text: str, *, limit: int) -> list[Message]:
+    """A judged case as earlier turns of the chat: one for each verdict that experts gave, so that disagreement is seen.
+
+    Of a case that is too long the item keeps three quarters of the room, the reasons one.
+    """
+    long = len(text) + _reasons(case) > limit
+    shown = fenced(task.secret, trimmed(text, limit * 3 // 4) if long else text)
     reasons: dict[str, list[str]] = {}
     for episode in case:
         reasons.setdefault(task.scale.label_of(episode.feedback.value), []).append(episode.feedback.rationale.strip())
-    return [
-        message
-        for label, given in reasons.items()
-        for message in (Message("user", text), Message("assistant", _answer(task, label, trimmed(" ".join(filter(None, given)), limit))))
-    ]
+    turns = []
+    for label, given in reasons.items():
+        reason = " ".join(filter(None, given))
+        answer = _answer(task, label, trimmed(reason, limit // 4 // len(reasons)) if long else reason)
+        turns += [Message("user", shown), Message("assistant", answer)]
+    return turns
+
+
+def _reasons(case: Sequence[Episode]) -> int:
+    return sum(len(episode.feedback.rationale) for episode in case)
 
 
 def _answer(task: Task, label: str, reason: str) -> str:

@@ -147,6 +147,11 @@ class Lookup:
             held = episodic.live(connection, self.judge_id, revision) if missing else []
         return {stored.content_hash: search_text(stored.feedback.item) for stored in held if stored.content_hash in missing}
 
+    def keep_vectors(self, found: Mapping[str, Vectors]) -> None:
+        """Store vectors of texts that are no item's, such as guidelines."""
+        with self._store.writing(self.judge_id) as connection:
+            vectors.store(connection, self.embedder, found)
+
     def store_vectors(self, found: Mapping[str, Vectors]) -> None:
         """Store vectors of what memory already holds, and let the index see them."""
         with self._store.writing(self.judge_id) as connection:
