@@ -35,7 +35,7 @@ lock:  ## renew the pinned requirements (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  --extra local --extra parquet --extra plots pyproject.toml requirements/run.in -o requirements/run.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
-	  --extra local --extra parquet --extra plots --extra postgres pyproject.toml requirements/test.in -c requirements/run.txt -o requirements/test.txt
+	  --extra local --extra parquet --extra plots --extra postgres --extra scale pyproject.toml requirements/test.in -c requirements/run.txt -o requirements/test.txt
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -434,7 +434,7 @@ def test_other_readers_drop_what_they_hold_in_ram(make_judge: MakeJudge, db: str
         view = each.memory.view()
         assert "apologise" not in str(view)
         assert view.items == 1
-        assert record(1).item.id not in each.memory._index
+        assert record(1).item.id not in each.memory._search
     query = np.zeros(64, dtype=np.float32)
     assert reader.memory.cases(reader.memory.view(), record(1).item.id, query, k=5, floor=-1.0, own=True).episodes[0].feedback.outputs == "reply 2"
 

@@ -248,7 +248,7 @@ def test_the_most_similar_case_stands_last(make_judge: MakeJudge) -> None:
 
 def test_long_cases_are_trimmed_to_the_budget_and_the_item_is_not(make_judge: MakeJudge) -> None:
     model = ScriptedChatModel(silent)
-    judge = make_judge(model, exemplars=2, floor=-1.0)
+    judge = make_judge(model, exemplars=2, floor=-1.0, retrieval={"alike": 2})
     judge.align([record(number, outputs=f"reply {number} " + "long " * 10_000) for number in range(8)])
     verdict = judge(inputs="question 1", outputs="reply " + "word " * 10_000)
     shown = prompt(model)

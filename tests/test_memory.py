@@ -23,7 +23,6 @@ from memalign.errors import BadRecord, ConfigurationError, EmbeddingError, NotFo
 from memalign.memory import judge_names, judge_settings
 from memalign.memory.exemplars import Candidate, choose
 from memalign.memory.log import spent
-from memalign.memory.retrieval import ItemIndex
 from memalign.models import ChatRequest
 from memalign.models.scripted import ScriptedChatModel
 from memalign.stores import open_store, schema
@@ -310,86 +309,16 @@ def test_the_judges_own_last_verdict_stands_beside_the_experts(make_judge: MakeJ
     assert [episode.judged for episode in judge.memory.episodes()] == [False, None]
 
 
-# The item index
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype("<f4")
-
-
-def index_of(vectors: dict[str, np.ndarray]) -> ItemIndex:
-    index = ItemIndex()
-    index.add([(key, vector.astype("<f4").tobytes()) for key, vector in vectors.items()])
-    return index
-
-
-AXES = {"x": np.array([1.0, 0, 0]), "y": np.array([0, 1.0, 0]), "xy": np.array([0.6, 0.8, 0])}
-
-
-def test_nearest_gives_the_best_first_above_the_floor() -> None:
-    index = index_of(AXES)
-    query = np.array([1, 0, 0], np.float32)
-    assert [key for key, _ in index.nearest(query, 3)] == ["x", "xy", "y"]
-    assert index.nearest(query, 3, floor=0.5) == [("x", 1.0), ("xy", pytest.approx(0.6))]
-    assert index.nearest(query, 1, exclude="x") == [("xy", pytest.approx(0.6))]
-    assert index.nearest(query, 5, floor=0.9, exclude="x") == []
-    assert index.nearest(query, 0) == index.nearest(query, -1) == []
-    assert ItemIndex().nearest(query, 3) == []
-
-
-def test_an_item_is_added_once_and_forgotten_at_once() -> None:
-    index = index_of(AXES)
-    index.add([("x", AXES["y"].astype("<f4").tobytes())])
-    assert len(index) == 3
-    assert index.vector("x").tolist() == [1, 0, 0]
-    index.remove(["x", "never was"])
-    assert "x" not in index
-    assert [key for key, _ in index.nearest(np.array([1, 0, 0], np.float32), 3)] == ["xy", "y"]
-    index.remove(["y", "xy"])
-    assert index.nearest(np.array([1, 0, 0], np.float32), 3) == []
-    index.add([("x", AXES["x"].astype("<f4").tobytes())])
-    assert len(index) == 1
-
-
-def test_vectors_of_another_dimension_are_an_error() -> None:
-    index = index_of(AXES)
-    with pytest.raises(EmbeddingError, match="memory holds vectors of 3 dimensions, the query has 2"):
-        index.nearest(np.ones(2, np.float32), 1)
-    with pytest.raises(EmbeddingError, match="memory holds vectors of 3 dimensions, new ones have 2"):
-        index.add([("new", np.ones(2, "<f4").tobytes())])
-
-
-STEPS = st.lists(st.tuples(st.sampled_from(["add", "remove"]), st.lists(st.integers(0, 200), max_size=40)), max_size=8)
-
-
-@settings(deadline=None, max_examples=40)
-@given(steps=STEPS, k=st.integers(0, 12), floor=st.floats(-1, 1), exclude=st.integers(0, 200), seed=st.integers(0, 5))
-def test_the_index_agrees_with_brute_force(steps: list[tuple[str, list[int]]], k: int, floor: float, exclude: int, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    vectors, query = unit(random.normal(size=(201, 5))), unit(random.normal(size=(1, 5)))[0]
-    index, held = ItemIndex(), set[int]()
-    for verb, numbers in steps:
-        if verb == "add":
-            index.add([(str(number), vectors[number].tobytes()) for number in numbers])
-            held |= set(numbers)
-        else:
-            index.remove(map(str, numbers))
-            held -= set(numbers)
-    assert len(index) == len(held)
-    scores = {number: float(vectors[number] @ query) for number in held if number != exclude}
-    expected = sorted((score for score in scores.values() if score >= floor + 1e-5), reverse=True)[:k]
-    found = [(key, score) for key, score in index.nearest(query, k, floor=floor, exclude=str(exclude)) if score >= floor + 1e-5]
-    assert [score for _, score in found] == pytest.approx(expected, abs=1e-5)
-    assert all(score == pytest.approx(scores[int(key)], abs=1e-5) for key, score in found)
-    assert len({key for key, _ in found}) == len(found)
-
-
 # Exemplars
 
 CANDIDATES = st.lists(
     st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans(), st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda v: sum(map(abs, v)) > 0.1)),
     max_size=20,
 )
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype("<f4")
 
 
 def candidates(rows: list[tuple[str, bool, bool, tuple[float, ...]]]) -> list[Candidate]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from memalign.memory.retention import Retention
     from memalign.panel import Panel
     from memalign.records import Episode, Failure, Feedback, Guideline, Item, Usage, Verdict
+    from memalign.retrieval import Retrieval
     from memalign.scale import Scale
 
 __version__ = "0.1.0"
@@ -61,6 +62,7 @@ __all__ = [
     "Panel",
     "PermanentError",
     "Retention",
+    "Retrieval",
     "RetryableError",
     "Scale",
     "StoreBusy",
@@ -81,6 +83,7 @@ _HOMES = {
     "Judge": "judge",
     "Panel": "panel",
     "Retention": "memory.retention",
+    "Retrieval": "retrieval",
     "Scale": "scale",
     "Withdrawal": "alignment",
 } | dict.fromkeys(("Episode", "Failure", "Feedback", "Guideline", "Item", "Usage", "Verdict"), "records")

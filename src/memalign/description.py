@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from memalign import edge
 from memalign.errors import ConfigurationError
+from memalign.retrieval import Retrieval
 from memalign.scale import Scale
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class Description:
         both_orders: bool | None = None,
         expected_score: bool = False,
         retention: Retention | None = None,
+        retrieval: Retrieval | Mapping[str, Any] | None = None,
     ) -> None:
         """Describe a judge; nothing is opened yet.
 
@@ -50,11 +53,11 @@ class Description:
         is the same by default. ``memory``: a file, postgresql://user@host/database, or None for RAM. ``k``: how many similar items' cases a
         judgement is shown (5; in process 0); ``exemplars``: how many cases stand before every judgement, where a prefix cache serves them (0);
         ``explain``: whether the judge gives a rationale before its verdict (yes; in process no, since it writes some ten tokens a second);
-        ``floor``: the least cosine similarity of a case that is shown. ``abstain_below``: the confidence below which it leaves an item to the
-        experts (never); ``votes``: how many replies are counted (one, unless calibration counted more or a confidence is needed and comes from
-        nothing else); ``both_orders``: pairwise, whether each pair is judged in both orders, at twice the calls (yes; in process no);
-        ``expected_score``: whether a score is the one nearest to the mean under its probabilities, not the likeliest (no);
-        ``retention``: limits beyond which records are purged. Raises ConfigurationError.
+        ``floor``: the least cosine similarity of a case that is shown; ``retrieval``: how these are chosen (``Retrieval``). ``abstain_below``:
+        the confidence below which it leaves an item to the experts (never); ``votes``: how many replies are counted (one, unless calibration
+        counted more or a confidence is needed and comes from nothing else); ``both_orders``: pairwise, whether each pair is judged in both
+        orders, at twice the calls (yes; in process no); ``expected_score``: whether a score is the one nearest to the mean under its
+        probabilities, not the likeliest (no); ``retention``: limits beyond which records are purged. Raises ConfigurationError.
         """
         if not name.strip() or not instructions.strip():
             raise ConfigurationError("a judge needs a name and instructions")
@@ -68,14 +71,13 @@ class Description:
         self.temperature = temperature
         self.floor = floor
         self.retention = retention
+        self.retrieval = retrieval if isinstance(retrieval, Retrieval) else Retrieval.from_dict(retrieval or {})
         in_process = model_name(model).startswith("local/")
         self.k = (0 if in_process else 5) if k is None else k
         self.exemplars = exemplars
         self.explain = not in_process if explain is None else explain
         self.both_orders = (scale.kind == "pairwise" and not in_process) if both_orders is None else both_orders
-        self.abstain_below = abstain_below
-        self.votes = votes
-        self.expected_score = expected_score
+        self.abstain_below, self.votes, self.expected_score = abstain_below, votes, expected_score
         self._session: Session | None = None
         self.revision: int | None = None
         """The revision it is pinned to by ``at``; None follows memory."""
@@ -130,6 +132,7 @@ class Description:
             "votes": self.votes,
             "both_orders": self.both_orders,
             "expected_score": self.expected_score,
+            "retrieval": self.retrieval.to_dict(),
         } | ({} if self.retention is None else {"retention": self.retention.to_dict()})
 
     @property

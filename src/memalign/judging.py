@@ -198,7 +198,7 @@ def _similar(
     memory: Memory, view: View, task: Task, item: Item, query: Vectors | None, k: int, recall: Recall
 ) -> tuple[tuple[Episode, ...], dict[str, float]]:
     """Similar cases, then the item's own, and their similarity; a pair that experts judged in the other order is the item itself."""
-    found = memory.cases(view, item.id, query, k=k, floor=recall.floor, own=recall.own)
+    found = memory.cases(view, item.id, query, k=k, floor=recall.floor, own=recall.own, item=item)
     cases, similarity = found.episodes, {case.feedback.id: score for case, score in zip(found.episodes, found.similarity, strict=True)}
     other = mirrored(item) if task.scale.kind == "pairwise" else None
     if other is None:

@@ -136,7 +136,7 @@ class Session:
         """Give back connections and memory."""
         for part in (self.model, self.reflection_model, self.embedder):
             await part.aclose()
-        self.memory.store.close()
+        self.memory.close()
 
     async def _embed(self, meter: Meter, texts: Sequence[str]) -> list[Vectors]:
         if not texts:

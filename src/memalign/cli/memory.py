@@ -11,6 +11,7 @@ from memalign.cli.accept import accept
 from memalign.cli.audit import audit, what
 from memalign.cli.forgetting import overwrite, unalign
 from memalign.cli.guidelines import add, edit, pin, retire, unpin
+from memalign.cli.index import index
 from memalign.cli.options import AsJson, Database, JudgeName
 from memalign.cli.past import diff, explain, rollback
 from memalign.cli.questions import answer, questions
@@ -101,3 +102,4 @@ for verb in (pin, unpin, edit, add, retire):
 app.command()(unalign)
 app.command()(overwrite)
 app.command()(audit)
+app.command("index")(index)

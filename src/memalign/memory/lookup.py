@@ -12,23 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
-from memalign.errors import MemalignError
+from memalign.errors import MemalignError, StoreError
 from memalign.memory import episodic, identity, log, replays, revisions, semantic, vectors, vote
 from memalign.memory.episodic import Stored
 from memalign.memory.exemplars import Candidate, choose
 from memalign.memory.journal import Entry, Journal
-from memalign.memory.retrieval import ItemIndex
 from memalign.memory.revisions import Decision
 from memalign.memory.scrubbing import scrub
+from memalign.memory.search import Search
 from memalign.memory.vote import Ballot
-from memalign.records import Episode, Guideline, Verdict
+from memalign.records import Episode, Guideline, Item, Verdict
 from memalign.rendering import search_text
+from memalign.retrieval import Retrieval
 from memalign.scale import Scale
 from memalign.stores import Store, schema
 
 if TYPE_CHECKING:
     from memalign.embedders import Vectors
 
+
+_MOST_CANDIDATES = 2000
+"""Newest items among which exemplars are chosen."""
 
 _REMEMBERED_ITEMS = 10_000
 """Items whose cases are kept in RAM, some 2 kB each: reading five of them takes a third of what a judgement adds."""
@@ -70,7 +74,8 @@ class Lookup:
         self.pinned_revision = revision
         self._exemplars = exemplars
         self._settings = settings
-        self._index, self._indexed = ItemIndex(), 0
+        self._retrieval = Retrieval.from_dict(settings.get("retrieval") or {})
+        self._search = Search(store, embedder, self._retrieval, kept=revision is None)
         self.purged = 0
         """The newest purge that this reader has followed."""
         self._view: View | None = None
@@ -84,6 +89,26 @@ class Lookup:
         """Where it lies; all that was logged is in it."""
         self._journal.flush()
         return self._store
+
+    def close(self) -> None:
+        """Stop what works in the background, write what waits and give back the store's connections."""
+        self._search.close()
+        self.store.close()
+
+    def keep_index(self) -> bool:
+        """Make the file of the search index now; False where there is nothing to keep, or another process is making it. Raises StoreError."""
+        self.view()
+        try:
+            return self._search.keep()
+        except OSError as error:
+            raise StoreError(f"the search index beside {self._store.location} cannot be written ({error}); judging goes on without it") from error
+
+    def drop_index(self) -> int:
+        """Forget the search index in RAM and delete its files, which may hold what was purged; gives how many there were."""
+        judge_id = self.judge_id
+        with self._lock:
+            self._view = self._ballots = None
+            return self._search.drop(judge_id)
 
     def view(self) -> View:
         """What holds now (or in the pinned revision); the search index follows it."""
@@ -101,15 +126,19 @@ class Lookup:
             self._drop_purged(purged)
             return self._viewed(connection, newest if self.pinned_revision is None else self.pinned_revision), vector
 
-    def cases(self, view: View, item_id: str, query: Vectors | None, *, k: int, floor: float, own: bool) -> Cases:
-        """The k most similar items' episodes, and with ``own`` those of the item itself, as they hold in the view's revision."""
-        with self._lock:
-            near = self._index.nearest(query, k, floor=floor, exclude=item_id) if query is not None else []
-            own = own and item_id in self._index
+    def cases(self, view: View, item_id: str, query: Vectors | None, *, k: int, floor: float, own: bool, item: Item | None = None) -> Cases:
+        """The k most similar items' episodes, and with ``own`` those of the item itself, as they hold in the view's revision.
+
+        ``item``: for a search by words, where the settings ask for it.
+        """
+        near = self._search.nearest(query, k, floor=floor, exclude=item_id, item=item) if query is not None else []
+        own = own and item_id in self._search
         ranked = dict(reversed(near)) | ({item_id: 1.0} if own else {})
         if not ranked:
             return Cases(episodes=(), similarity=())
         told = self._told(view, list(ranked))
+        if self._retrieval.filters:
+            told = {key: tuple(episode for episode in episodes if self._retrieval.admits(episode.feedback)) for key, episodes in told.items()}
         return Cases(
             episodes=tuple(episode for item_id in ranked for episode in told[item_id]),
             similarity=tuple(score for item_id, score in ranked.items() for _ in told[item_id]),
@@ -133,7 +162,7 @@ class Lookup:
     def item_vectors(self, item_ids: Sequence[str]) -> dict[str, Vectors]:
         """Item id -> vector, for those items that the index of the last view holds."""
         with self._lock:
-            return {item_id: self._index.vector(item_id) for item_id in item_ids if item_id in self._index}
+            return {item_id: self._search.vector(item_id) for item_id in item_ids if item_id in self._search}
 
     def known_vectors(self, hashes: Sequence[str]) -> dict[str, Vectors]:
         """Content hash -> vector, for those already stored."""
@@ -158,7 +187,8 @@ class Lookup:
             held = episodic.held_texts(connection, list(found))  # a purge may have come between
             vectors.store(connection, self.embedder, {key: vector for key, vector in found.items() if key in held})
         with self._lock:
-            self._index, self._indexed, self._view = ItemIndex(), 0, None
+            self._search.reset()
+            self._view = None
 
     def stored(self) -> list[Stored]:
         """All records that hold, with their places in the database, oldest first."""
@@ -202,18 +232,18 @@ class Lookup:
             self.purged = purged
             self._view = self._ballots = None
             self._remembered = (0, OrderedDict())
-            self._index, self._indexed = ItemIndex(), 0
+            self._search.reset()
 
     def _viewed(self, connection: Connection, revision: int) -> View:
         if self._view is None or self._view.revision != revision:
-            self._follow(connection, revision)
+            self._search.follow(connection, self.judge_id, revision)
             found = semantic.at(connection, self.judge_id, revision)
             self._view = View(
                 revision=revision,
                 guidelines=tuple(guideline for guideline in found if guideline.state == "active"),
                 decision=revisions.decision_at(connection, self.judge_id, revision),
                 exemplars=self._chosen(connection, revision),
-                items=len(self._index),
+                items=len(self._search),
             )
         return self._view
 
@@ -240,25 +270,17 @@ class Lookup:
                 remembered.popitem(last=False)
         return told
 
-    def _follow(self, connection: Connection, revision: int) -> None:
-        if revision < self._indexed:
-            self._index, self._indexed = ItemIndex(), 0
-        if self._indexed:
-            self._index.remove(vectors.left_memory(connection, self.judge_id, after=self._indexed, until=revision))
-        self._index.add(vectors.of_memory(connection, self.judge_id, self.embedder, after=self._indexed, until=revision))
-        self._indexed = revision
-
     def _chosen(self, connection: Connection, revision: int) -> tuple[Episode, ...]:
         if self._exemplars <= 0:
             return ()
-        held = [stored for stored in episodic.live(connection, self.judge_id, revision) if stored.item_id in self._index]
+        held = episodic.of_items(connection, self.judge_id, revision, self._search.newest(_MOST_CANDIDATES))
         candidates = [
             Candidate(
                 item_id=stored.item_id,
                 label=str(stored.feedback.value),
                 explained=bool(stored.feedback.rationale.strip()),
                 missed=stored.judged is not None and stored.judged != stored.feedback.value,
-                vector=self._index.vector(stored.item_id),
+                vector=self._search.vector(stored.item_id),
             )
             for stored in {stored.item_id: stored for stored in held}.values()
         ]
@@ -269,11 +291,8 @@ class Lookup:
         """The cases of a view, ready to vote; None when there are none, or none that can."""
         with self._lock:
             if self._ballots is None or self._ballots[0] != view.revision:
-                verdicts: dict[str, list[Any]] = {}
-                for stored in self.stored():
-                    if stored.item_id in self._index:
-                        verdicts.setdefault(stored.item_id, []).append(stored.feedback.value)
-                self._ballots = (view.revision, vote.held(self.scale, verdicts, self._index.vector))
+                verdicts = {item_id: self._search.values(item_id) for item_id in self._search.newest(vote.MOST_CASES)}
+                self._ballots = (view.revision, vote.held(self.scale, verdicts, self._search.vector))
             return self._ballots[1]
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import select, update
 
+from memalign.memory.retrieval import cachefile
 from memalign.stores import Store, schema
 
 _JUDGE = schema.judge
@@ -18,6 +19,7 @@ def scrub(store: Store) -> bool:
         return False
     store.vacuum()
     for judge_id, purged in waiting:
+        cachefile.drop(store.location, judge_id)
         with store.writing(judge_id) as connection:
             connection.execute(update(_JUDGE).where(_JUDGE.c.id == judge_id, _JUDGE.c.scrubbed < purged).values(scrubbed=purged))
     return True

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, Row, bindparam, select
 
+from memalign.errors import EmbeddingError
 from memalign.memory.revisions import NEWEST, PURGED, holds_at
 from memalign.stores import schema
 from memalign.stores.database import insert_new
@@ -19,6 +20,8 @@ _TABLE = schema.vector
 _CHUNK = 500
 _MANY = 2000
 """From here on, reading all vectors of the embedder in their order is faster than finding each (10,000: 0.1 s against 0.45 s)."""
+_STREAMED = {"stream_results": True, "yield_per": 10_000}
+"""Rows that are in RAM at once: of a million, all of them would take gigabytes."""
 _KNOWN = select(_TABLE.c.content_hash, _TABLE.c.data).where(
     _TABLE.c.embedder == bindparam("embedder"), _TABLE.c.content_hash.in_(bindparam("hashes", expanding=True))
 )
@@ -41,8 +44,12 @@ def newest_and_one(connection: Connection, judge_id: int, embedder: str, content
 
 
 def store(connection: Connection, embedder: str, vectors: Mapping[str, Vectors]) -> None:
-    """Store vectors by content hash; one that another process stored meanwhile stays as it is."""
+    """Store vectors by content hash; one that another process stored meanwhile stays as it is.
+
+    Raises EmbeddingError for another dimension than that of the vectors which this embedder gave before: they could not be compared.
+    """
     new = set(vectors) - set(known(connection, embedder, list(vectors)))  # sorted below: two writers must not wait for each other crosswise
+    _check_dimension(connection, embedder, {len(vectors[key]) for key in new})
     rows = [
         {"embedder": embedder, "content_hash": key, "dimension": len(vectors[key]), "data": vectors[key].astype("<f4").tobytes()}
         for key in sorted(new)
@@ -51,24 +58,33 @@ def store(connection: Connection, embedder: str, vectors: Mapping[str, Vectors])
         insert_new(connection, _TABLE, rows)
 
 
-def of_memory(connection: Connection, judge_id: int, embedder: str, *, after: int, until: int) -> list[tuple[str, bytes]]:
-    """Item id and vector bytes of the records that entered memory after one revision and hold in another."""
+def entered(connection: Connection, judge_id: int, *, after: int, until: int, texts: bool = False) -> Iterator[Sequence[Row[Any]]]:
+    """What the search knows of the records that entered memory after one revision and hold in another, oldest first, some at a time."""
     record = schema.feedback
-    entered = connection.execute(
-        select(record.c.item_id, record.c.content_hash)
-        .where(record.c.judge_id == judge_id, record.c.since > after, holds_at(record, until))
-        .order_by(record.c.row)
-    ).all()
-    stored = _stored(connection, embedder, list({key for _, key in entered}))
-    return [(item_id, stored[key]) for item_id, key in entered if key in stored]
+    columns = [record.c[name] for name in ("row", "item_id", "content_hash", "value", "judged", "annotator", "source", "created_at")]
+    columns += [record.c.inputs, record.c.outputs] if texts else []
+    query = select(*columns).where(record.c.judge_id == judge_id, record.c.since > after, holds_at(record, until)).order_by(record.c.row)
+    yield from connection.execute(query, execution_options=_STREAMED).partitions()
 
 
-def left_memory(connection: Connection, judge_id: int, *, after: int, until: int) -> list[str]:
-    """Item ids that some record left between two revisions and that no record holds any more."""
+def left(connection: Connection, judge_id: int, *, after: int, until: int) -> list[int]:
+    """The rows of the records that left memory between two revisions."""
     record = schema.feedback
-    left = select(record.c.item_id).where(record.c.judge_id == judge_id, record.c.until > after, record.c.until <= until)
-    held = select(record.c.item_id).where(record.c.judge_id == judge_id, holds_at(record, until))
-    return list(connection.execute(left.except_(held)).scalars())
+    query = select(record.c.row).where(record.c.judge_id == judge_id, record.c.until > after, record.c.until <= until)
+    return list(connection.execute(query).scalars())
+
+
+def stored(connection: Connection, embedder: str, hashes: Sequence[str]) -> Iterator[tuple[list[str], Vectors]]:
+    """Content hashes with their vectors, shape (n, dimension), some at a time; others than those wanted may be among them when those are many.
+
+    Raises EmbeddingError when they differ in dimension.
+    """
+    if len(hashes) > _MANY:
+        everything = select(_TABLE.c.content_hash, _TABLE.c.data).where(_TABLE.c.embedder == embedder)
+        for part in connection.execute(everything, execution_options=_STREAMED).partitions():
+            yield _stacked(embedder, [(key, data) for key, data in part])
+    elif found := list(_stored(connection, embedder, hashes).items()):
+        yield _stacked(embedder, found)
 
 
 def missing(connection: Connection, judge_id: int, embedder: str, revision: int) -> list[str]:
@@ -88,3 +104,21 @@ def _stored(connection: Connection, embedder: str, hashes: Sequence[str]) -> dic
         chunk = {"embedder": embedder, "hashes": list(hashes[start : start + _CHUNK])}
         found |= {key: data for key, data in connection.execute(_KNOWN, chunk)}
     return found
+
+
+def _check_dimension(connection: Connection, embedder: str, dimensions: set[int]) -> None:
+    held = connection.execute(select(_TABLE.c.dimension).where(_TABLE.c.embedder == embedder).limit(1)).scalars()
+    different = dimensions.union(held)
+    if len(different) > 1:
+        raise EmbeddingError(
+            f"embedder {embedder!r} gave vectors of {' and '.join(map(str, sorted(different)))} dimensions; nothing was stored: "
+            "an embedder that changes needs another id"
+        )
+
+
+def _stacked(embedder: str, found: Sequence[tuple[str, bytes]]) -> tuple[list[str], Vectors]:
+    sizes = {len(data) for _, data in found}
+    if len(sizes) > 1:
+        dimensions = " and ".join(str(size // 4) for size in sorted(sizes))
+        raise EmbeddingError(f"memory holds vectors of embedder {embedder!r} with {dimensions} dimensions; name another embedder")
+    return [key for key, _ in found], np.frombuffer(b"".join(data for _, data in found), dtype="<f4").reshape(len(found), -1)

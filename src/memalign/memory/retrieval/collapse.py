@@ -1,0 +1,25 @@
+"""Leaving out near-duplicates: a case that says what a better one says already costs tokens and teaches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from memalign.memory.retrieval.candidates import Candidate
+
+
+def collapsed(candidates: Sequence[Candidate], alike: float) -> list[Candidate]:
+    """The candidates in their order, without those that are at least so similar to an earlier one with the same verdicts.
+
+    A near-duplicate with another verdict stays: where experts draw the line is what the pair teaches.
+    """
+    if len(candidates) < 2:
+        return [*candidates]
+    vectors = np.stack([candidate.vector for candidate in candidates])
+    near = np.argwhere(np.triu(vectors @ vectors.T >= alike, 1))
+    gone: set[int] = set()
+    for earlier, later in near[np.argsort(near[:, 0], kind="stable")].tolist():
+        if earlier not in gone and candidates[earlier].labels == candidates[later].labels:
+            gone.add(later)
+    return [candidate for place, candidate in enumerate(candidates) if place not in gone]
