@@ -137,6 +137,11 @@ class SqliteStore(Database):
             return StoreError(f"memory {where} cannot be written ({message}); check the permissions of the file and of its folder")
         if "full" in message:
             return StoreError(f"memory {where}: the disk is full; nothing of this change was stored: free some space and repeat it")
+        if "disk I/O" in message:  # what SQLite says of a full disk when it was not the database itself that could not grow
+            return StoreError(
+                f"memory {where}: the disk is full, over its quota or failing ({message}); nothing of this change was stored: "
+                "free some space and repeat it"
+            )
         return StoreError(f"memory {where}: {message}")
 
 
