@@ -295,6 +295,56 @@ def test_a_preview_changes_nothing(make_judge: MakeJudge, tmp_path: Path) -> Non
     assert replace(preview, dry_run=False) == ours.memory.import_(tmp_path / "out.memalign")
 
 
+# Purges
+
+
+@pytest.mark.both_stores
+def test_what_was_purged_there_is_purged_here(make_judge: MakeJudge, db: str, tmp_path: Path) -> None:
+    ours, theirs = make_judge(memory=db), make_judge()
+    both = [record(1, "Never say zqxjkv."), record(2, SLOW)]
+    ours.align([*both, record(3, WARM)])
+    theirs.align(both)
+    theirs.purge([record(1).id])
+    preview = merged(ours, theirs, tmp_path / "out.memalign", dry_run=True)
+    assert (preview.purged, preview.erased) == (1, None)
+    assert record(1).id in {e.feedback.id for e in ours.memory.episodes()}
+    made = ours.memory.import_(tmp_path / "out.memalign", actor="lead")
+    assert (made.purged, made.erased, made.same) == (1, True, 1)
+    assert {e.feedback.id for e in ours.memory.episodes()} == {record(2).id, record(3).id}
+    assert "zqxjkv" not in " ".join(g.text for g in ours.memory.guidelines(all_states=True))
+    assert ("purge", "lead") in [(change.verb, change.actor) for change in ours.memory.history()]
+    if "://" not in db:
+        assert not any(b"zqxjkv" in path.read_bytes() for path in tmp_path.glob("judge.db*"))
+    assert b"zqxjkv" not in json.dumps(lines_of(tmp_path / "out.memalign")).encode()
+    assert ours.memory.import_(tmp_path / "out.memalign").purged == 0
+    ours.memory.rollback(1)
+    assert record(1).id not in {e.feedback.id for e in ours.memory.episodes()}, "a rollback does not bring it back"
+
+
+def test_an_old_export_does_not_bring_back_what_was_purged(make_judge: MakeJudge, tmp_path: Path) -> None:
+    judge = make_judge()
+    judge.align([record(1, RUDE), record(2, SLOW)])
+    judge.memory.export(tmp_path / "old.memalign")
+    judge.purge([record(1).id])
+    made = judge.memory.import_(tmp_path / "old.memalign", on_conflict="theirs")
+    assert (made.buried, made.added) == (1, 0)
+    assert {e.feedback.id for e in judge.memory.episodes()} == {record(2).id}
+    assert f"When a reply is judged, heed {RUDE}" not in {g.text for g in judge.memory.guidelines(all_states=True)}
+
+
+def test_tombstones_and_seals_move_with_a_memory(make_judge: MakeJudge, tmp_path: Path) -> None:
+    judge, other = make_judge(), make_judge()
+    judge.align([record(1, RUDE), record(2, SLOW)])
+    judge.purge([record(1).id])
+    judge.memory.export(tmp_path / "out.memalign")
+    other.memory.import_(tmp_path / "out.memalign")
+    assert other.memory.audit() == judge.memory.audit()
+    assert other.memory.audit().intact
+    other.align([record(1, RUDE)])
+    assert record(1).id not in {e.feedback.id for e in other.memory.episodes()}, "its tombstone came along"
+    assert other.memory.audit().intact
+
+
 def test_another_scale_is_refused(full: Judge, make_judge: MakeJudge, tmp_path: Path) -> None:
     full.memory.export(tmp_path / "out.memalign")
     with pytest.raises(ConfigurationError, match="two scales cannot be mixed"):

@@ -207,6 +207,26 @@ def test_what_was_learned_after_the_target_is_learned_again(make_judge: MakeJudg
     assert [g.text for g in judge.memory.guidelines()] == [f"When a reply is judged, heed {RUDE}"]
 
 
+def test_a_rollback_across_a_purge_restores_what_remains_and_says_so(judge: Judge) -> None:
+    judge.purge([record(1).id])
+    newest = judge.memory.history()[-1].number
+    report = judge.memory.rollback(2)
+    (purge,) = report.purged
+    assert 5 < purge <= newest
+    assert {e.feedback.id for e in judge.memory.episodes()} == {record(2).id, record(3).id}, "1 was purged; 2 comes back"
+    assert f"revision(s) {purge} does not come back" in "\n".join(report.lines())
+    assert not any(g.text.endswith(WARM) for g in judge.memory.guidelines(all_states=True))
+    assert judge.memory.diff(1, report.revision).purged == (purge,)
+    assert judge.memory.audit().intact
+
+
+def test_a_verdict_that_a_purge_took_is_gone(judge: Judge) -> None:
+    verdict = judge(inputs="question 3", outputs="reply 3")
+    judge.purge([record(3).id])
+    with pytest.raises(NotFound, match="logged no verdict"):
+        judge.memory.explain(verdict.id)
+
+
 def test_a_pinned_judge_cannot_go_back(judge: Judge) -> None:
     with pytest.raises(ConfigurationError, match="read-only"):
         judge.at(2).memory.rollback(1)

@@ -122,7 +122,8 @@ class Memory(Guidance):
         """Bring in an export: as it was when this memory is empty, else merged as one new revision.
 
         ``on_conflict`` decides where both hold a record of one id with different content: the "newer" by the time at which the expert spoke,
-        "ours", "theirs", or "error". A bad file raises StoreError, and nothing is changed.
+        "ours", "theirs", or "error". What was purged here stays out, and what the file's tombstones name is purged here. A bad file raises
+        StoreError, and nothing is changed.
         """
         from memalign.memory import porting
 

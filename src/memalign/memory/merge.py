@@ -76,6 +76,7 @@ class Merge:
         self._brought: set[int] = set()
         """Rows that this merge made."""
         self._replaced: list[int] = []
+        self._named: list[str] = []
         self.done = Merged(self._before + 1)
 
     def run(
@@ -151,6 +152,7 @@ class Merge:
         distilled = None if fields["distilled"] is None else self.done.revision
         self._places[reference] = self._put(row | {"since": self.done.revision, "until": None, "distilled": distilled}, mine)
         self._live.add(reference)
+        self._named.append(fields["id"])
         self.done.added += 1
 
     def _theirs(self, row: Mapping[str, Any], newest: Row[Any] | None, mine: list[Row[Any]]) -> bool:
@@ -265,7 +267,7 @@ class Merge:
             "joined": len(done.guidelines_joined),
             "retired": len(done.retired),
         }
-        revisions.commit(self._connection, self._judge_id, done.revision, verb="import", actor=actor, counts=counts)
+        revisions.commit(self._connection, self._judge_id, done.revision, verb="import", actor=actor, counts=counts, ids=self._named)
 
 
 def _same(held: Row[Any], row: Mapping[str, Any]) -> bool:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import Connection, insert, select
 
-from memalign.errors import BadRecord, ConfigurationError, StoreError
-from memalign.memory import archive, restore, revisions, tombstones
+from memalign.errors import BadRecord, ConfigurationError, MemalignError, StoreError
+from memalign.memory import archive, purging, restore, revisions, tombstones
 from memalign.memory.merge import Conflict, Merge, Policy
+from memalign.memory.scrubbing import scrub
+from memalign.memory.selection import Selection, select_records
 from memalign.scale import Scale
 from memalign.stores import Store, schema
+from memalign.stores.database import insert_new
 
 Progress = Callable[[str, int, int], None]
 
@@ -40,6 +43,10 @@ class Imported:
     """Records that memory held with the same content."""
     waiting: int = 0
     """Records that wait for the next ``align``."""
+    purged: int = 0
+    """Records of this memory that a tombstone of the file names: they were purged here too, with all that came from them."""
+    erased: bool | None = None
+    """Whether the bytes of what was purged are gone from the disk; if not, the next opening, align or purge goes on with it."""
     buried: int = 0
     """Records of the file that were purged here: they stay out."""
     conflicts: tuple[Conflict, ...] = ()
@@ -66,6 +73,8 @@ class Imported:
         lines.append(f"  records: {self.added} added, {self.same} known, {self.waiting} waiting, {len(self.conflicts)} in conflict")
         kept = f", {len(self.guidelines_joined)} joined, {self.guidelines_same} known" if self.how == "merged" else ""
         lines.append(f"  guidelines: {self.guidelines_added} added{kept}")
+        lines += [f"  {self.purged} record(s) of this memory {would}purged, as they were there"] if self.purged else []
+        lines += ["  their bytes are not yet gone from the disk"] if self.erased is False else []
         lines += [f"  {self.buried} record(s) were purged here and stay out"] if self.buried else []
         lines += [f"  guidelines left out, their cases were not taken: {', '.join(self.guidelines_left_out)}"] if self.guidelines_left_out else []
         lines += [f"  retired here, as the file replaced their cases: {', '.join(self.retired)}"] if self.retired else []
@@ -90,6 +99,7 @@ class Survey:
     """Those that hold and are in use, or could be again."""
     questions: list[dict[str, Any]] = field(default_factory=list)
     """Open ones."""
+    tombstones: list[dict[str, Any]] = field(default_factory=list)
 
 
 def survey(path: Path, progress: Progress) -> Survey:
@@ -110,6 +120,8 @@ def survey(path: Path, progress: Progress) -> Survey:
             found.guidelines.append(fields)
         elif kind == "question" and fields["until"] is None:
             found.questions.append(fields)
+        elif kind == "tombstone":
+            found.tombstones.append(fields)
         if number % _TOLD == 0:
             progress("check", number, total)
     assert found is not None
@@ -178,8 +190,14 @@ def bring(
             if dry_run:
                 raise _Undo
     except _Undo:
-        pass
-    return report[0]
+        return report[0]
+    if not report[0].purged:
+        return report[0]
+    try:
+        scrub(store)
+    except MemalignError:  # someone reads on: the next opening tries again
+        return replace(report[0], erased=False)
+    return replace(report[0], erased=True)
 
 
 def _brought(
@@ -205,6 +223,7 @@ def _brought(
             vectors=found.counts["vector"],
             verdicts=found.counts["verdict"],
         )
+    purged = _replayed(connection, judge_id, found.tombstones, actor)
     merge = Merge(connection, judge_id, on_conflict, lambda ids: tombstones.buried(connection, judge_id, ids))
     done = merge.run(archive.read(path), found.guidelines, found.questions, actor, tell)
     return Imported(
@@ -213,6 +232,7 @@ def _brought(
         how="merged",
         dry_run=dry_run,
         revision=done.revision,
+        purged=purged,
         added=done.added,
         same=done.same,
         waiting=done.waiting,
@@ -225,3 +245,21 @@ def _brought(
         retired=tuple(done.retired),
         vectors=done.vectors,
     )
+
+
+def _replayed(connection: Connection, judge_id: int, stones: list[dict[str, Any]], actor: str) -> int:
+    """Take over the tombstones of a file, and purge here what they name, as a revision of its own; gives how many records."""
+    if not stones:
+        return 0
+    newest = revisions.current(connection, judge_id)
+    rows = [archive.row_of("tombstone", stone) | {"judge_id": judge_id, "revision": newest} for stone in stones]
+    insert_new(connection, schema.tombstone, rows)
+    ids = list(connection.execute(select(schema.feedback.c.id).where(schema.feedback.c.judge_id == judge_id).distinct()).scalars())
+    gone = tombstones.buried(connection, judge_id, ids)
+    if not gone:
+        return 0
+    settings = json.loads(connection.execute(select(schema.judge.c.settings).where(schema.judge.c.id == judge_id)).scalar_one())
+    records = select_records(connection, judge_id, Selection.of(sorted(gone)), versions="every")
+    found = purging.closure(connection, judge_id, records, instructions=settings["instructions"])
+    purging.purge(connection, judge_id, newest + 1, found, actor=actor)
+    return len(found.ids)

@@ -73,8 +73,8 @@ def to(connection: Connection, judge_id: int, target: int, *, actor: str, dry_ru
         _restore_guidelines(connection, judge_id, revision, target, moved)
         _restore_questions(connection, judge_id, revision, target)
         counts = {"to": target, "restored": len(moved), "withdrawn": len(now.keys() - then.keys()), "guidelines": len(changes.guidelines)}
-        decision = revisions.decision_at(connection, judge_id, target)
-        revisions.commit(connection, judge_id, revision, verb="rollback", actor=actor, counts=counts, decision=decision)
+        decision, named = revisions.decision_at(connection, judge_id, target), [change.id for change in changes.records]
+        revisions.commit(connection, judge_id, revision, verb="rollback", actor=actor, counts=counts, decision=decision, ids=named)
     return Rollback(target=target, revision=revision, dry_run=dry_run, difference=changes, purged=changes.purged, again=again if changes else 0)
 
 
