@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from sqlalchemy import Boolean, Column, Float, Integer, LargeBinary, String, Table, TypeDecorator
 
@@ -58,6 +59,7 @@ Line = tuple[int, str, dict[str, Any]]
 """Number, kind and fields."""
 
 
+@cache
 def columns(kind: str) -> dict[str, Column[Any]]:
     """The columns of a kind of line."""
     return {column.name: column for column in KINDS[kind].columns if column.name not in _LEFT_OUT}
@@ -65,32 +67,60 @@ def columns(kind: str) -> dict[str, Column[Any]]:
 
 def fields_of(kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the database as the fields of a line."""
-    decoded = JSON_COLUMNS.get(kind, frozenset())
     fields: dict[str, Any] = {}
-    for name in columns(kind):
-        value = row[name]
-        if value is not None and name in decoded:
+    for field in _shape(kind):
+        value = row[field.name]
+        if value is not None and field.is_json:
             value = json.loads(value)
-        elif isinstance(value, bytes):
+        elif value is not None and field.is_binary:
             value = base64.b64encode(value).decode()
-        fields[name] = value
+        fields[field.name] = value
     return fields
 
 
 def row_of(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a line as the columns of a row; what the file lacks has its default in the database."""
-    decoded = JSON_COLUMNS.get(kind, frozenset())
     row: dict[str, Any] = {}
-    for name, column in columns(kind).items():
-        if name not in fields:
+    for field in _shape(kind):
+        if field.name not in fields:
             continue
-        value = fields[name]
-        if name in decoded and not (value is None and column.nullable):
+        value = fields[field.name]
+        if field.is_json and not (value is None and field.nullable):
             value = canonical(value)
-        elif value is not None and isinstance(_plain(column), LargeBinary):
+        elif value is not None and field.is_binary:
             value = base64.b64decode(value)
-        row[name] = value
+        row[field.name] = value
     return row
+
+
+class _Field(NamedTuple):
+    name: str
+    types: tuple[type, ...]
+    """In Python, as JSON gives them; a number that is true or false fits only where that is meant."""
+    nullable: bool
+    has_default: bool
+    is_json: bool
+    is_binary: bool
+
+
+@cache
+def _shape(kind: str) -> tuple[_Field, ...]:
+    decoded, fields = JSON_COLUMNS.get(kind, frozenset()), []
+    for name, column in columns(kind).items():
+        plain: Any = column.type.impl_instance if isinstance(column.type, TypeDecorator) else column.type
+        types = next(types for sort, types in _TYPES if isinstance(plain, sort))
+        nullable, default = bool(column.nullable), column.server_default is not None
+        fields.append(_Field(name, types, nullable, default, name in decoded, isinstance(plain, LargeBinary)))
+    return tuple(fields)
+
+
+_TYPES: tuple[tuple[type, tuple[type, ...]], ...] = (
+    (Boolean, (bool,)),
+    (Integer, (int,)),
+    (Float, (int, float)),
+    (String, (str,)),
+    (LargeBinary, (str,)),
+)
 
 
 class Writer:
@@ -139,9 +169,10 @@ def writing(path: Path, *, overwrite: bool) -> Iterator[Writer]:
         draft.unlink(missing_ok=True)
 
 
-def read(path: Path) -> Iterator[Line]:
-    """Yield the header and all lines behind it, checked one by one; that the file is whole is known only at the end.
+def read(path: Path, *, known: str = "") -> Iterator[Line]:
+    """Yield the header and all lines behind it, checked one by one, the end as well; that the file is whole is known only then.
 
+    With a digest that is ``known`` from an earlier reading the lines are not checked again, but must be the same.
     Holds one line at a time. Raises ConfigurationError when there is no such file, StoreError when it is foreign, newer, truncated or damaged.
     """
     try:
@@ -150,7 +181,7 @@ def read(path: Path) -> Iterator[Line]:
                 raise StoreError(f"{path} is no export of memalign (it is not zstd); nothing was changed")
             raw.seek(0)
             with zstd.ZstdFile(raw, "rb") as stream:
-                yield from _lines(path, stream)
+                yield from _lines(path, stream, known)
     except FileNotFoundError as error:
         raise ConfigurationError(f"there is no file {path}; check the path") from error
     except EOFError as error:
@@ -161,7 +192,7 @@ def read(path: Path) -> Iterator[Line]:
         raise StoreError(f"cannot read {path} ({error.strerror or error}); nothing was changed") from error
 
 
-def _lines(path: Path, stream: zstd.ZstdFile) -> Iterator[Line]:
+def _lines(path: Path, stream: zstd.ZstdFile, known: str) -> Iterator[Line]:
     digest, number, stage = hashlib.blake2b(digest_size=32), 0, -1
     order = list(KINDS)
     while raw := stream.readline(_LONGEST):
@@ -171,14 +202,18 @@ def _lines(path: Path, stream: zstd.ZstdFile) -> Iterator[Line]:
         if number == 1:
             _check_header(path, kind, fields)
         elif kind == "end":
-            _check_end(path, stream, fields, number - 1, digest.hexdigest())
+            found = digest.hexdigest()
+            if fields != {"lines": number - 1, "blake2b": found} or found != (known or found) or stream.read(1):
+                raise StoreError(f"{path} was changed after it was written: its checksum does not fit; nothing was changed here")
+            yield number, kind, fields
             return
         elif kind not in KINDS or order.index(kind) < stage:
             _bad(path, number, f"a line of the kind {kind!r} does not belong here")
         else:
             stage = order.index(kind)
             try:
-                _check(kind, fields)
+                if not known:
+                    _check(kind, fields)
             except (BadRecord, ValueError) as error:
                 _bad(path, number, str(error))
         digest.update(raw)
@@ -218,23 +253,16 @@ def _check_header(path: Path, kind: str, header: Mapping[str, Any]) -> None:
         _bad(path, 1, "the header is incomplete")
 
 
-def _check_end(path: Path, stream: zstd.ZstdFile, end: Mapping[str, Any], lines: int, digest: str) -> None:
-    if end.get("lines") != lines or end.get("blake2b") != digest or stream.read(1):
-        raise StoreError(f"{path} was changed after it was written: its checksum does not fit; nothing was changed here")
-
-
 def _check(kind: str, fields: Mapping[str, Any]) -> None:
-    known = columns(kind)
-    extra = set(fields) - set(known) - (set(LINKS) if kind == "guideline" else set())
+    extra = fields.keys() - columns(kind) - (set(LINKS) if kind == "guideline" else set())
     if extra:
         raise ValueError(f"{sorted(extra)[0]!r} is not known here: a newer memalign wrote it; upgrade memalign")
-    decoded = JSON_COLUMNS.get(kind, frozenset())
-    for name, column in known.items():
+    for name, types, nullable, has_default, is_json, _ in _shape(kind):
         value = fields.get(name)
         if value is None:
-            if not (column.nullable or name in decoded or (name not in fields and column.server_default is not None)):
+            if not (nullable or is_json or (has_default and name not in fields)):
                 raise ValueError(f"{name!r} is missing")
-        elif name not in decoded and not _fits(_plain(column), value):
+        elif not is_json and type(value) not in types:
             raise ValueError(f"{name!r} is of a wrong type")
     if kind == "feedback":
         _check_feedback(fields)
@@ -264,22 +292,6 @@ def _check_guideline(fields: Mapping[str, Any]) -> None:
     wanted = {column.name for column in schema.trial.columns} - {"row", "guideline_row"}
     if not isinstance(trials, list) or not all(isinstance(trial, dict) and set(trial) == wanted for trial in trials):
         raise ValueError(f"'trials' is no list of objects with {', '.join(sorted(wanted))}")
-
-
-def _plain(column: Column[Any]) -> Any:
-    kind: Any = column.type
-    return kind.impl_instance if isinstance(kind, TypeDecorator) else kind
-
-
-def _fits(kind: Any, value: Any) -> bool:
-    if isinstance(kind, Boolean):
-        return isinstance(value, bool)
-    if isinstance(kind, Integer):
-        return _whole(value)
-    if isinstance(kind, Float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    assert isinstance(kind, String | LargeBinary), kind
-    return isinstance(value, str)
 
 
 def _whole(value: Any) -> bool:

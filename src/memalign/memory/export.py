@@ -88,15 +88,31 @@ def _own(judge_id: int, kind: str) -> ColumnElement[bool]:
 
 def _fields(connection: Connection, judge_id: int, kind: str) -> Iterator[dict[str, Any]]:
     if kind == "vector":
-        embedders = connection.execute(select(schema.vector.c.embedder).distinct().order_by(schema.vector.c.embedder)).scalars().all()
-        for embedder in embedders:
-            yield from _plain(connection, kind, _own(judge_id, kind) & (schema.vector.c.embedder == embedder), ["content_hash"])
+        yield from _vectors(connection, judge_id)
     elif kind == "guideline":
         for page in _pages(connection, schema.guideline, _own(judge_id, kind), ["row"]):
             yield from _guidelines(connection, page)
     else:
         keys = {"revision": ["number"], "tombstone": ["key", "digest"]}.get(kind, ["row"])
         yield from _plain(connection, kind, _own(judge_id, kind), keys)
+
+
+def _vectors(connection: Connection, judge_id: int) -> Iterator[dict[str, Any]]:
+    """By embedder and hash; the hashes come by pages from the records, so that no page looks through all of them."""
+    table, record = schema.vector, schema.feedback
+    for embedder in connection.execute(select(table.c.embedder).distinct().order_by(table.c.embedder)).scalars().all():
+        last = ""
+        while True:
+            own = (record.c.judge_id == judge_id) & (record.c.content_hash > last)
+            hashes = (
+                connection.execute(select(record.c.content_hash).where(own).distinct().order_by(record.c.content_hash).limit(_PAGE)).scalars().all()
+            )
+            held = select(table).where(table.c.embedder == embedder, table.c.content_hash.in_(hashes)).order_by(table.c.content_hash)
+            for row in connection.execute(held).all():
+                yield archive.fields_of("vector", dict(row._mapping))
+            if len(hashes) < _PAGE:
+                break
+            last = hashes[-1]
 
 
 def _plain(connection: Connection, kind: str, condition: ColumnElement[bool], keys: list[str]) -> Iterator[dict[str, Any]]:

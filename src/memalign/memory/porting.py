@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from sqlalchemy import Connection, insert, select
 
 from memalign.errors import BadRecord, ConfigurationError, MemalignError, StoreError
 from memalign.memory import archive, purging, restore, revisions, tombstones
+from memalign.memory.archive import Line
 from memalign.memory.merge import Conflict, Merge, Policy
 from memalign.memory.scrubbing import scrub
 from memalign.memory.selection import Selection, select_records
@@ -90,6 +91,8 @@ class Survey:
     """What a file holds, once it is known to be whole."""
 
     header: dict[str, Any]
+    digest: str = ""
+    """Of all lines."""
     lines: int = 0
     live: int = 0
     """Records that hold."""
@@ -111,7 +114,9 @@ def survey(path: Path, progress: Progress) -> Survey:
             total = sum(count for count in fields["counts"].values() if isinstance(count, int)) + 1
         found.lines = number
         found.counts[kind] += 1
-        if kind == "feedback":
+        if kind == "end":
+            found.digest = fields["blake2b"]
+        elif kind == "feedback":
             _check_value(path, number, scale, fields["value"])
         if kind == "feedback" and fields["until"] is None:
             found.live += fields["since"] is not None
@@ -210,7 +215,7 @@ def _brought(
             progress("import", number, found.lines)
 
     if restore.is_empty(connection, judge_id):
-        restore.restore(connection, judge_id, archive.read(path), tell)
+        restore.restore(connection, judge_id, _again(path, found), tell)
         return Imported(
             path=str(path),
             judge=name,
@@ -225,7 +230,7 @@ def _brought(
         )
     purged = _replayed(connection, judge_id, found.tombstones, actor)
     merge = Merge(connection, judge_id, on_conflict, lambda ids: tombstones.buried(connection, judge_id, ids))
-    done = merge.run(archive.read(path), found.guidelines, found.questions, actor, tell)
+    done = merge.run(_again(path, found), found.guidelines, found.questions, actor, tell)
     return Imported(
         path=str(path),
         judge=name,
@@ -245,6 +250,11 @@ def _brought(
         retired=tuple(done.retired),
         vectors=done.vectors,
     )
+
+
+def _again(path: Path, found: Survey) -> Iterator[Line]:
+    """The lines of a file that was surveyed."""
+    return (line for line in archive.read(path, known=found.digest) if line[1] != "end")
 
 
 def _replayed(connection: Connection, judge_id: int, stones: list[dict[str, Any]], actor: str) -> int:
