@@ -58,7 +58,7 @@ def filled(make: Any, db: str) -> Judge:
     judge.align([record(1, WARM, value=True)])
     judge.unalign([record(2).id])
     judge.memory.add("Be brief.", "the customer is in a hurry")
-    decided(judge, bias=1.5)
+    decided(judge, offsets=(1.5, 0.0))
     judge.memory.rollback(5)
     with pytest.raises(RuntimeError):
         make(memory=db, embedder=_Broken()).align([record(5, "Waits.")])
