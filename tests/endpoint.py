@@ -48,7 +48,7 @@ def completion(text: str | None, *, finish_reason: str = "stop", logprobs: Any =
         "finish_reason": finish_reason,
         "logprobs": logprobs,
     }
-    return {"id": "c", "object": "chat.completion", "choices": [choice], "usage": usage}
+    return {"id": "c", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
 
 
 def tool_call(arguments: str) -> dict[str, Any]:
@@ -149,6 +149,6 @@ class ScriptedEndpoint:
     def _default(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if path == "embeddings":
             data = [{"index": place, "embedding": embedding(text)} for place, text in enumerate(body["input"])]
-            return {"object": "list", "data": data[::-1], "usage": {"prompt_tokens": 2 * len(data)}}
+            return {"object": "list", "model": "m", "data": data[::-1], "usage": {"prompt_tokens": 2 * len(data)}}
         said = self.chat(body)
         return completion(said) if isinstance(said, str) else said

@@ -21,7 +21,7 @@ ROOT = Path(memalign.__file__).parent
 LAYERS = (
     "errors",
     "records",
-    "scale probabilities settings rendering prompts pairwise retrieval",
+    "scale open_scale probabilities settings rendering prompts pairwise retrieval",
     "agreement baseline panel reliability rows files models embedders stores",
     "memory",
     "routing session prices working verdicts fitting trial labelling",

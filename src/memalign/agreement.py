@@ -148,6 +148,10 @@ def measure(
     """
     if resamples < 1 or not 0 < confidence < 1 or failures < 0 or (groups is not None and len(groups) != len(pairs)):
         raise ConfigurationError("measure needs resamples >= 1, 0 < confidence < 1, failures >= 0 and one group for each pair")
+    if scale.kind == "open":  # every verdict that occurs is a category
+        pairs = [(scale.label_of(truth), scale.label_of(said)) for truth, said in pairs]
+        labels = tuple(sorted({label for pair in pairs for label in pair}))
+        scale = Scale("categories", labels, labels)
     positions = {label: position for position, label in enumerate(scale.labels)}
     codes = np.array([[positions[scale.label_of(value)] for value in pair] for pair in pairs], dtype=np.intp).reshape(-1, 2)
     expert, judge = codes[:, 0], codes[:, 1]

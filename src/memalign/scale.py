@@ -30,7 +30,7 @@ class Scale:
     A *value* is what records hold (``True``, ``4``, ``"good"``, ``"a"``); a *label* is what the model writes ("yes", "4", "good", "A").
     """
 
-    kind: Literal["boolean", "categories", "score", "pairwise"]
+    kind: Literal["boolean", "categories", "score", "pairwise", "open"]
     labels: tuple[str, ...]
     """What the model may write; case does not matter when it is read."""
     values: tuple[Value, ...]
@@ -78,6 +78,10 @@ class Scale:
                 return cls.score(low, high)
             case {"kind": "pairwise"}:
                 return cls.pairwise(tie=bool(data.get("tie", True)))
+            case {"kind": "open", "schema": {**form}}:
+                from memalign.open_scale import OpenScale
+
+                return OpenScale.of(form)
         raise ConfigurationError(f"not a scale: {data!r:.120}")
 
     @classmethod
@@ -147,7 +151,7 @@ class Scale:
 
     def parse(self, text: str, *, rationale: bool) -> tuple[Value, str]:
         """Value and rationale of a JSON reply, bare or in one code fence. Raises UnreadableReply for anything else."""
-        reply = _json_object(text)
+        reply = json_object(text)
         expected = {"rationale", "verdict"} if rationale else {"verdict"}
         if reply.keys() != expected:
             raise UnreadableReply(f"the reply must have the keys {sorted(expected)}, not {sorted(reply)!r:.120}")
@@ -228,7 +232,8 @@ def _unwrapped(text: str) -> Iterator[str]:
             yield bare[1:-1].strip().removesuffix(".")
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """The one JSON object of a reply, bare or in one code fence. Raises UnreadableReply."""
     text = text.strip()
     if fenced := _FENCE.fullmatch(text):
         text = fenced[1]

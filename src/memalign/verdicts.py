@@ -62,7 +62,7 @@ class Reading:
 def read(scale: Scale, reply: ChatReply, *, explain: bool) -> Answer:
     """Parse a reply strictly. Raises UnreadableReply."""
     value, rationale = scale.parse(reply.text, rationale=True) if explain else (scale.parse_label(reply.text), "")
-    return Answer(value, rationale, label_probabilities(scale.labels, reply.logprobs) if reply.logprobs else None)
+    return Answer(value, rationale, label_probabilities(scale.labels, reply.logprobs) if reply.logprobs and scale.labels else None)
 
 
 def settled(scale: Scale, answers: Sequence[Answer], *, decision: Decision, vote: Sequence[float] = (), expected_score: bool = False) -> Reading:
@@ -108,8 +108,9 @@ def pooled(scale: Scale, answers: Sequence[Answer]) -> tuple[dict[str, float], i
     if len(told) == len(answers):
         return {label: sum(shares[label] for shares in told) / len(told) for label in scale.labels}, 0
     said = [scale.label_of(answer.value) for answer in answers]
-    prior = PRIOR_VOTES / len(scale.labels)
-    return {label: (said.count(label) + prior) / (len(said) + PRIOR_VOTES) for label in scale.labels}, len(said)
+    labels = scale.labels or tuple(dict.fromkeys(said))  # the open scale has those that were said
+    prior = PRIOR_VOTES / len(labels)
+    return {label: (said.count(label) + prior) / (len(said) + PRIOR_VOTES) for label in labels}, len(said)
 
 
 def stacked(scale: Scale, shares: Mapping[str, float], vote: Sequence[float], decision: Decision) -> dict[str, float]:

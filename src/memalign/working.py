@@ -105,7 +105,7 @@ def request(task: Task, memory: WorkingMemory, *, temperature: float) -> ChatReq
         schema = task.scale.schema(rationale=True)
         return ChatRequest(messages=memory.messages, schema=schema, max_tokens=task.max_tokens, temperature=temperature, top_logprobs=_ALTERNATIVES)
     return ChatRequest(
-        messages=memory.messages, choices=task.scale.labels, max_tokens=_LABEL_TOKENS, temperature=temperature, top_logprobs=_ALTERNATIVES
+        messages=memory.messages, choices=task.scale.labels or None, max_tokens=_LABEL_TOKENS, temperature=temperature, top_logprobs=_ALTERNATIVES
     )
 
 
@@ -155,5 +155,5 @@ def _reasons(case: Sequence[Episode]) -> int:
 def _answer(task: Task, label: str, reason: str) -> str:
     if not task.explain:
         return label
-    verdict = int(label) if task.scale.kind == "score" else label
+    verdict = task.scale.value_of(label) if task.scale.kind in ("score", "open") else label
     return json.dumps({"rationale": reason or "The expert gave no reason.", "verdict": verdict}, ensure_ascii=False)

@@ -1,5 +1,6 @@
 """Alignment: feedback in, both memories updated, in one transaction and one revision; and what experts take back, out of both."""
 
+from memalign.alignment.adopt import Learned, adopt
 from memalign.alignment.align import align
 from memalign.alignment.asking import HOSTED, IN_PROCESS
 from memalign.alignment.budget import Limits
@@ -19,6 +20,7 @@ __all__ = [
     "Advice",
     "AlignReport",
     "FailedBatch",
+    "Learned",
     "Limits",
     "Mode",
     "Refused",
@@ -27,6 +29,7 @@ __all__ = [
     "Trying",
     "Verification",
     "Withdrawal",
+    "adopt",
     "align",
     "coach",
     "measure",

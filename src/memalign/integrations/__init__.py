@@ -1,0 +1,1 @@
+"""memalign inside other frameworks. Each part needs the extra of its name."""
