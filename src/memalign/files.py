@@ -260,7 +260,7 @@ def _missing_columns(row: Row, labelled: bool) -> str:
 def _example(scale: Scale | None, labelled: bool = True) -> str:
     row: Row = {"inputs": {"question": "..."}, "outputs": "..."}
     if scale and labelled:
-        row |= {"value": scale.values[0], "rationale": "why"}
+        row |= {"value": scale.values[0] if scale.values else "...", "rationale": "why"}
     return f"a row looks like {json.dumps(row)}"
 
 
