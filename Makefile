@@ -2,15 +2,22 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SITE := import sysconfig; print(sysconfig.get_path('purelib'))
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test check integrations bench lock clean
 
 demo: $(VENV)/run.stamp  ## run the main job on real input, with the local model
 	$(BIN)/memalign demo $(ARGS)
 
-test: check  ## lint, type-check and run all tests
+test: check integrations  ## lint, type-check and run all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+# MLflow needs older versions of what memalign takes the newest of, so its tests have environments of their own: the newest and the oldest MLflow.
+# What those lack (pytest, the local model) comes from .venv.
+integrations: $(VENV)-integrations/stamp $(VENV)-integrations-oldest/stamp  ## test inside MLflow and DSPy
+	set -e; for which in integrations integrations-oldest; do \
+	  PYTHONPATH=$(CURDIR)/src $(VENV)-$$which/bin/python -m pytest -W default -p no:cacheprovider tests/test_mlflow_*.py $(ARGS); done
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -31,11 +38,20 @@ $(VENV)/test.stamp: requirements/test.txt $(VENV)/run.stamp
 	$(PIP) install --quiet --require-hashes -r requirements/test.txt
 	touch $@
 
+$(VENV)-%/stamp: requirements/%.txt $(VENV)/test.stamp
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $<
+	$(BIN)/python -c "$(SITE)" > $$($(@D)/bin/python -c "$(SITE)")/venv.pth
+	touch $@
+
 lock:  ## renew the pinned requirements (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  --extra local --extra parquet --extra plots pyproject.toml requirements/run.in -o requirements/run.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  --extra local --extra parquet --extra plots --extra postgres --extra scale pyproject.toml requirements/test.in -c requirements/run.txt -o requirements/test.txt
+	for which in integrations integrations-oldest; do \
+	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	    --extra mlflow pyproject.toml requirements/$$which.in -o requirements/$$which.txt; done
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-integrations $(VENV)-integrations-oldest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from conftest import add, support
 from endpoint import ScriptedEndpoint
 
@@ -41,6 +42,8 @@ class Backend(ScriptedEndpoint):
         self.broken = False
         """Whether distillations are answered with nonsense."""
         self.embedded: list[str] = []
+        self.blind = False
+        """Whether embeddings come back empty."""
 
     def asked(self, kind: str) -> list[dict[str, Any]]:
         """The bodies of the requests of one kind: judge, distil, relate or embed."""
@@ -51,9 +54,14 @@ class Backend(ScriptedEndpoint):
             return super()._default(path, body)
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
         self.embedded += texts
-        rows = [words_as_vector(text, body.get("dimensions") or 64) for text in texts]
+        if self.blind:
+            return {"object": "list", "model": body["model"], "data": []}
+        rows = [words_as_vector(text, body.get("dimensions") or 512) for text in texts]
         packed = body.get("encoding_format") == "base64"
-        data = [{"object": "embedding", "index": n, "embedding": base64.b64encode(r.tobytes()).decode() if packed else r.tolist()} for n, r in enumerate(rows)]
+        data = [
+            {"object": "embedding", "index": n, "embedding": base64.b64encode(r.tobytes()).decode() if packed else r.tolist()}
+            for n, r in enumerate(rows)
+        ]
         return {"object": "list", "model": body["model"], "data": data, "usage": {"prompt_tokens": 2, "total_tokens": 2}}
 
     def _chat(self, body: dict[str, Any]) -> str | dict[str, Any]:
@@ -115,7 +123,7 @@ def words_as_vector(text: str, dimension: int) -> Any:
 
 
 def _prompt(body: dict[str, Any]) -> str:
-    return "\n".join(str(message["content"]) for message in body["messages"])
+    return "\n".join(str(message.get("content") or "") for message in body["messages"])
 
 
 def _kind(path: str, body: dict[str, Any]) -> str:
@@ -295,6 +303,8 @@ def backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Backend
             monkeypatch.setenv(name, served.url)
         monkeypatch.setenv("OPENAI_API_KEY", "dummy")
         monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        monkeypatch.setenv("MLFLOW_MODEL_CATALOG_URI", "")
+        monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         if importlib.util.find_spec("dspy"):
             import dspy

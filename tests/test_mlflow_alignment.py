@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("mlflow", reason="the MLflow integration is tested where MLflow is installed: make test-integrations")
 
 from mlflow.exceptions import MlflowException
+
 from mlflow_support import Backend, Made, Ours, Said, Theirs, make
 
 pytest_plugins = ["mlflow_support"]

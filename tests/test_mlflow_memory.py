@@ -16,6 +16,8 @@ pytest.importorskip("mlflow", reason="the MLflow integration is tested where MLf
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.genai.scorers import get_scorer, list_scorers
+
+import memalign
 from mlflow_support import Backend, Made, Ours, Said, Theirs, has_their_newest, log, make
 
 pytest_plugins = ["mlflow_support"]
@@ -34,15 +36,17 @@ mlflow.get_trace, real = (lambda *a, **k: (fetched.append(a), real(*a, **k))[1])
 mlflow.set_tracking_uri(sys.argv[1])
 judge = get_scorer(name="polite", experiment_id=sys.argv[2])
 feedback = judge(inputs={"question": "where is the parcel"}, outputs="A reply.")
-text = judge.instructions
-print(json.dumps({"value": feedback.value, "shown": feedback.metadata["retrieved_example_trace_ids"], "rule": "tone" in text, "fetched": len(fetched)}))
+shown = feedback.metadata["retrieved_example_trace_ids"]
+print(json.dumps({"value": feedback.value, "shown": shown, "rule": "tone" in judge.instructions, "fetched": len(fetched)}))
 """
 
 
 def elsewhere(tracking: str, experiment: str, side: str, folder: Path) -> dict[str, Any]:
     """Load and judge in a process of its own, in another directory."""
     arguments = [sys.executable, "-c", _LOADED, tracking, experiment, side]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=240, cwd=folder, env=dict(os.environ), check=False)
+    source = str(Path(memalign.__file__).parent.parent)
+    environment = os.environ | {"PYTHONPATH": source, "MLFLOW_MODEL_CATALOG_URI": ""}
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=240, cwd=folder, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -131,7 +135,7 @@ def test_a_named_memory_does_not_mix_experiments(trace: Made, backend: Backend, 
     optimizer = Ours().optimizer(memory=tmp_path / "support.db")
     judge = make().align([trace(Said(False, "tone"), experiment="1")], optimizer)
     other = trace(Said(False, "length"), experiment="2")
-    with pytest.raises(MlflowException, match="learned from experiment 1.*another name or memory"):
+    with pytest.raises(MlflowException, match=r"learned from experiment 1.*another name or memory"):
         make().align([other], optimizer)
     assert len(judge.align([other], optimizer).memory.episodes()) == 2
 
@@ -171,7 +175,7 @@ def test_a_memory_that_is_gone_is_said(experiment: str, backend: Backend, tmp_pa
     aligned.register()
     aligned.close()
     moved = memory.rename(tmp_path / "moved.db")
-    with pytest.raises(MlflowException, match="the memory of judge 'polite' is gone.*load_judge"):
+    with pytest.raises(MlflowException, match=r"the memory of judge 'polite' is gone.*load_judge"):
         load_judge("polite")
     loaded = get_scorer(name="polite")
     with pytest.raises(MlflowException, match="is gone"):

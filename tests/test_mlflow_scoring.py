@@ -14,8 +14,9 @@ import pytest
 pytest.importorskip("mlflow", reason="the MLflow integration is tested where MLflow is installed: make test-integrations")
 
 import mlflow
-from endpoint import completion
 from mlflow.exceptions import MlflowException
+
+from endpoint import completion
 from mlflow_support import Backend, Made, Ours, Said, Theirs, log, make
 
 pytest_plugins = ["mlflow_support"]
@@ -51,7 +52,9 @@ def test_no_more_cases_than_asked_for(side: Side, trace: Made) -> None:
 
 
 def test_unrelated_cases_are_shown_defect(side: Side, trace: Made) -> None:
-    judge = make().align([about(trace, "zebra", Said(False, "tone"), outputs="giraffes and lions live where grass grows high around them")], side.optimizer())
+    judge = make().align(
+        [about(trace, "zebra", Said(False, "tone"), outputs="giraffes and lions live where grass grows high around them")], side.optimizer()
+    )
     metadata = judge(inputs={"question": "refund"}, outputs="your broken kettle will be replaced once we have seen its picture").metadata
     assert (SHOWN in metadata) is (side.name == "mlflow")
 
@@ -252,7 +255,11 @@ def test_rows_scored_at_once_do_not_mix(side: Side, trace: Made, backend: Backen
         row = str(body["messages"][-1]["content"])
         thing = next(thing for thing in ("kettle", "lamp", "sofa", "tent") if f"the {thing} today" in row)
         others = {"kettle", "lamp", "sofa", "tent"} - {thing}
-        shown = "".join(str(message.get("content") or "") for message in body["messages"][:-1]).partition("Example Judgements")[2] if side.name == "mlflow" else ""
+        shown = (
+            "".join(str(message.get("content") or "") for message in body["messages"][:-1]).partition("Example Judgements")[2]
+            if side.name == "mlflow"
+            else ""
+        )
         assert not any(f"where is the {other}'" in shown.partition("Distilled")[0] for other in others)
 
 
@@ -280,9 +287,13 @@ def test_mlflow_evaluates_with_it(side: Side, trace: Made, backend: Backend, exp
 
 
 def test_conversations_are_evaluated(backend: Backend, experiment: str) -> None:
-    judge = Ours().optimizer().align(
-        make(text="Was the assistant polite all through {{ conversation }}?"),
-        [log(Said(False, "tone"), inputs={"question": "where is it"}, outputs="look yourself", session="s1")],
+    judge = (
+        Ours()
+        .optimizer()
+        .align(
+            make(text="Was the assistant polite all through {{ conversation }}?"),
+            [log(Said(False, "tone"), inputs={"question": "where is it"}, outputs="look yourself", session="s1")],
+        )
     )
     backend.verdict = lambda body: False
     turns = [log(inputs={"question": text}, outputs="well no", session="s2") for text in ("where is it now", "help")]

@@ -12,7 +12,7 @@ from memalign.errors import BadRecord, ConfigurationError, UnreadableReply
 from memalign.records import canonical
 from memalign.scale import Scale, json_object
 
-_TYPES: dict[str, tuple[type, ...]] = {
+_TYPES: dict[str, Any] = {
     "string": (str,),
     "integer": (int,),
     "number": (int, float),

@@ -78,7 +78,7 @@ class Scale:
                 return cls.score(low, high)
             case {"kind": "pairwise"}:
                 return cls.pairwise(tie=bool(data.get("tie", True)))
-            case {"kind": "open", "schema": {**form}}:
+            case {"kind": "open", "schema": dict(form)}:
                 from memalign.open_scale import OpenScale
 
                 return OpenScale.of(form)

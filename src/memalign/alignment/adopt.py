@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memalign.alignment.report import AlignReport
 from memalign.memory import Memory, episodic, revisions, semantic, vectors
 from memalign.memory.log import log_calls
-from memalign.records import Feedback
+from memalign.records import Feedback, GuidelineState
 from memalign.rendering import search_text
 from memalign.session import Meter, Session
 
@@ -25,6 +25,9 @@ class Learned:
     text: str
     scope: str = ""
     evidence: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
+    state: GuidelineState = "active"
+    pinned: bool = False
 
 
 async def adopt(
@@ -65,13 +68,13 @@ def _store(
         known = {semantic.normalised(g.text): g.id for g in semantic.at(connection, judge_id, revision) if g.state == "active"}
         added = []
         for guideline in guidelines:
-            evidence = [rows[key] for key in guideline.evidence if key in rows]
+            signs = {rows[key]: 1 for key in guideline.evidence if key in rows} | {rows[key]: -1 for key in guideline.against if key in rows}
             same = known.get(semantic.normalised(guideline.text))
             if same is not None:
-                semantic.support(connection, judge_id, revision, same, evidence=evidence, taint=rows.values())
+                semantic.change(connection, judge_id, revision, same, signs=signs, taint=rows.values())
                 continue
-            text, scope = guideline.text, guideline.scope
-            added.append(semantic.add(connection, judge_id, revision, text=text, scope=scope, evidence=evidence, taint=rows.values()))
+            own: dict[str, Any] = {"text": guideline.text, "scope": guideline.scope, "state": guideline.state, "pinned": guideline.pinned}
+            added.append(semantic.add(connection, judge_id, revision, **own, signs=signs, taint=rows.values()))
         counts = {"admitted": len(fresh), "added": len(added)}
         revisions.commit(connection, judge_id, revision, verb="import", actor=actor, counts=counts)
         log_calls(connection, judge_id, meter.calls)

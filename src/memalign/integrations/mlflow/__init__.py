@@ -18,10 +18,10 @@ except ImportError as error:
 if tuple(int(part) for part in VERSION.split(".")[:2]) < OLDEST:
     raise ConfigurationError(f"mlflow {VERSION} has no judges with memory; install mlflow {'.'.join(map(str, OLDEST))} or newer")
 
-from memalign.integrations.mlflow.exchange import export_judge, import_judge
-from memalign.integrations.mlflow.judge import AlignedJudge
-from memalign.integrations.mlflow.optimizer import MemAlignOptimizer
-from memalign.integrations.mlflow.registry import load_judge, teach_mlflow
+from memalign.integrations.mlflow.exchange import export_judge, import_judge  # noqa: E402 - after the check
+from memalign.integrations.mlflow.judge import AlignedJudge  # noqa: E402 - after the check
+from memalign.integrations.mlflow.optimizer import MemAlignOptimizer  # noqa: E402 - after the check
+from memalign.integrations.mlflow.registry import load_judge, teach_mlflow  # noqa: E402 - after the check
 
 __all__ = ["AlignedJudge", "MemAlignOptimizer", "export_judge", "import_judge", "load_judge"]
 

@@ -49,7 +49,9 @@ def read(judge: Judge, scale: Scale, traces: Sequence[Trace]) -> Labelled:
                 if error.field != "value":
                     found.skipped[trace.info.trace_id] = str(error)
                     break
-                faults.append(f"trace {trace.info.trace_id}, assessment {assessment.assessment_id} by {assessment.source.source_id!r}: {error.reason}")
+                faults.append(
+                    f"trace {trace.info.trace_id}, assessment {assessment.assessment_id} by {assessment.source.source_id!r}: {error.reason}"
+                )
         if not human:
             found.skipped[trace.info.trace_id] = _why_none(judge, trace)
     if faults:

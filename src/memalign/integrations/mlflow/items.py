@@ -63,10 +63,9 @@ def case_of(
     hidden = trace is not None and set(missing) <= {"inputs", "outputs"}
     if missing and not hidden:
         raise refused(f"Must specify {', '.join(map(repr, missing))}: the instructions of judge {judge.name!r} ask for it")
-    if named.isdisjoint({"inputs", "outputs", "trace"}):
-        kept = ("inputs", "outputs", "expectations")
-    else:
-        kept = tuple(name for name in ("inputs", "outputs", "expectations") if name in named or ("trace" in named and name != "expectations"))
+    kept = {name for name in ("inputs", "outputs", "expectations") if name in named}
+    if named.isdisjoint({"inputs", "outputs"}):  # a judge of traces, or of expectations alone: what is known of the row makes it findable
+        kept |= {"inputs", "outputs"}
     item = Item(**{name: plain(given[name]) for name in kept})
     return Case(item, trace if "trace" in named or missing else None)
 

@@ -41,7 +41,9 @@ class AlignedJudge(Judge):  # type: ignore[misc]
     _report: AlignReport | None = PrivateAttr(default=None)
     _skipped: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
-    def __init__(self, reader: Reader, *, name: str | None = None, report: AlignReport | None = None, skipped: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, reader: Reader, *, name: str | None = None, report: AlignReport | None = None, skipped: Mapping[str, str] | None = None
+    ) -> None:
         base = reader.base
         super().__init__(name=name or base.name, description=base.description, aggregations=base.aggregations)
         self._reader = reader
@@ -160,6 +162,10 @@ class AlignedJudge(Judge):  # type: ignore[misc]
     def kept_in(self, memory: str) -> AlignedJudge:
         """The same judge, whose memory lies elsewhere now."""
         return AlignedJudge(moved(self._reader, memory), name=self.name)
+
+    def close(self) -> None:
+        """Give back connections; the judge may be used again."""
+        self._reader.close()
 
     def __repr__(self) -> str:
         place = self.place

@@ -15,9 +15,11 @@ from mlflow.genai.judges.utils import get_default_model
 
 import memalign
 from memalign import AlignReport, Feedback
+from memalign.alignment import Mode
 from memalign.integrations.mlflow import places
 from memalign.integrations.mlflow.assessments import Labelled, experiment_of, read, trace_id_of, trace_ids
 from memalign.integrations.mlflow.faults import as_mlflow, refused
+from memalign.integrations.mlflow.items import variables
 from memalign.integrations.mlflow.judge import AlignedJudge
 from memalign.integrations.mlflow.places import Means
 from memalign.integrations.mlflow.scales import scale_of
@@ -41,7 +43,7 @@ class MemAlignOptimizer(AlignmentOptimizer):  # type: ignore[misc]
         embedding_dim: int | None = None,
         *,
         memory: str | Path | None = None,
-        verify: Any = "off",
+        verify: Mode = "off",
     ) -> None:
         """Nothing is opened yet.
 
@@ -74,6 +76,8 @@ class MemAlignOptimizer(AlignmentOptimizer):  # type: ignore[misc]
         Traces nobody assessed are skipped and named in the new judge's ``skipped``. Records that an earlier align could not finish are taken up.
         Raises MlflowException: no assessment at all; assessments that were all removed (use ``unalign``); values that are no verdicts.
         """
+        if self._verify != "off" and "trace" in variables(judge):
+            raise refused(f"verify={self._verify!r} judges records again without their traces, which judge {judge.name!r} needs; use verify='off'")
         with as_mlflow(f"cannot align judge {judge.name!r}"):
             known = self._known(judge)
             base = known.base if known is not None else judge
@@ -122,9 +126,7 @@ class MemAlignOptimizer(AlignmentOptimizer):  # type: ignore[misc]
         found.name = judge.name
         return found
 
-    def _learned(
-        self, base: Judge, writer: memalign.Judge, memory: str, means: Means, labelled: Labelled, held: dict[str, Feedback]
-    ) -> AlignedJudge:
+    def _learned(self, base: Judge, writer: memalign.Judge, memory: str, means: Means, labelled: Labelled, held: dict[str, Feedback]) -> AlignedJudge:
         with _progress() as progress:
             report = writer.align(labelled.feedback, verify=self._verify, actor=_ACTOR, progress=progress)
         removed = _removed(held, labelled)
@@ -239,5 +241,3 @@ class _progress:  # noqa: N801 - a context, used once
             self.__exit__()
             self._bar = tqdm(total=total, desc=stage, disable=None)
         self._bar.update(done - self._bar.n)
-
-

@@ -66,6 +66,13 @@ class Reader:
                 self._opened = self._open()
             return self._opened
 
+    def close(self) -> None:
+        """Give back what was opened; it is opened again when it is needed."""
+        with self._lock:
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Reader:
         return self
 
@@ -116,7 +123,11 @@ def branched(source: memalign.Judge, base: BaseJudge, place: Place, means: Means
 
     made = writer(base, place.memory, own_name(base.name), means)
     stored = source.memory.stored()
-    guidelines = [Learned(text=g.text, scope=g.scope, evidence=g.evidence_for) for g in source.memory.guidelines()]
+    guidelines = [
+        Learned(text=g.text, scope=g.scope, evidence=g.evidence_for, against=g.evidence_against, state=g.state, pinned=g.pinned)
+        for g in source.memory.guidelines(all_states=True)
+        if g.state not in ("retired", "superseded")
+    ]
     unlearned = frozenset(record.feedback.id for record in stored if record.distilled is None)
     edge.run(adopt(made.session, [record.feedback for record in stored], guidelines, unlearned=unlearned, actor="mlflow"))
     return made
