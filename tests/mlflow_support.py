@@ -29,7 +29,7 @@ _THEIR_CASE = re.compile(r'"id": (\d+),.*?"rationale": "([^"]*)"', re.DOTALL)
 _numbers = itertools.count(1)
 
 
-class Backend(ScriptedEndpoint):
+class Provider(ScriptedEndpoint):
     """A chat model that distils one guideline a reason, "Heed <reason>.", and judges by ``verdict``; words as vectors."""
 
     def __init__(self) -> None:
@@ -282,7 +282,7 @@ def form(tracking: str) -> dict[str, Any]:
 
 
 @pytest.fixture(params=["mlflow", "ours"])
-def side(request: pytest.FixtureRequest, backend: Backend) -> Ours | Theirs:
+def side(request: pytest.FixtureRequest, provider: Provider) -> Ours | Theirs:
     """Each optimizer in turn; MLflow's as it is since 3.17."""
     if request.param == "mlflow" and not has_their_newest():
         pytest.skip("what MLflow's own MemAlign does is described as of MLflow 3.17")
@@ -295,9 +295,9 @@ def trace(form: dict[str, Any]) -> Made:
 
 
 @pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Backend]:
+def provider(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Provider]:
     """The endpoint that all of a test's models and embedders reach; the working directory is empty."""
-    with Backend() as served:
+    with Provider() as served:
         monkeypatch.chdir(tmp_path)
         for name in ("OPENAI_API_BASE", "OPENAI_BASE_URL"):
             monkeypatch.setenv(name, served.url)

