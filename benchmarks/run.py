@@ -15,10 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import align, judgement, opening, relations
+from benchmarks import align, inside_mlflow, judgement, opening, relations
 from benchmarks.measuring import ROOT, Row, facts
 
-PARTS = ("opening", "judgement", "align", "relations")
+PARTS = ("opening", "judgement", "align", "relations", "mlflow")
 _STATE = {True: "ok", False: "missed", None: ""}
 
 _NOTES = """\
@@ -37,6 +37,7 @@ def measured(parts: Sequence[str], *, quick: bool, peer_python: str) -> list[Row
         "judgement": lambda: judgement.measure(quick=quick),
         "align": lambda: align.measure(quick=quick, peer_python=peer_python),
         "relations": relations.measure,
+        "mlflow": lambda: inside_mlflow.measure(quick=quick, peer_python=peer_python),
     }
     rows: list[Row] = []
     for part in parts:
