@@ -132,9 +132,8 @@ def _rows(found: dict[tuple[str, int], list[dict[str, Any]]]) -> list[Row]:
             told = "; ".join(f"{side} {seconds[side]:.2f} s, {texts[side]:.0f} texts embedded" for side in SIDES)
             values = {"runs": runs, "ratio": ratio, "mlflow_version": found["mlflow", size][0]["version"]}
             target, held = ("", None) if limit is None else (f"<= {limit} of MLflow", ratio <= limit)
-            rows.append(
-                Row(f"inside MLflow: {text.format(f'{size:,}')}", f"{told}; ratio {ratio:.2f} (n = {len(runs['ours'])})", target, held, values)
-            )
+            told += f"; ratio {ratio:.2f} (n = {len(runs['ours'])})"
+            rows.append(Row(f"inside MLflow: {text.format(f'{size:,}')}", told, target, held, values))
     return rows
 
 

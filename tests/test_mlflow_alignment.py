@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("mlflow", reason="the MLflow integration is tested where MLflow is installed: make test-integrations")
+pytest.importorskip("mlflow", reason="the MLflow integration is tested where MLflow is installed: make integrations")
 
 from mlflow.exceptions import MlflowException
 

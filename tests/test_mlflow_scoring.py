@@ -11,7 +11,7 @@ from typing import Any, Literal, Optional
 
 import pytest
 
-pytest.importorskip("mlflow", reason="the MLflow integration is tested where MLflow is installed: make test-integrations")
+pytest.importorskip("mlflow", reason="the MLflow integration is tested where MLflow is installed: make integrations")
 
 import mlflow
 from mlflow.exceptions import MlflowException

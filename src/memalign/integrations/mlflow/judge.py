@@ -23,6 +23,7 @@ from memalign.integrations.mlflow.faults import as_mlflow, refused
 from memalign.integrations.mlflow.items import Case, case_of, sessions, variables
 from memalign.integrations.mlflow.model import Asked, asking
 from memalign.integrations.mlflow.places import Place, Reader, moved
+from memalign.judging import Part
 from memalign.memory import Memory
 from memalign.records import Failure, Verdict
 
@@ -136,9 +137,10 @@ class AlignedJudge(Judge):  # type: ignore[misc]
 
         return withdrawn(self, {trace.info.trace_id for trace in traces})
 
-    def agreement(self, traces: Sequence[Trace]) -> memalign.Agreement:
+    def agreement(self, traces: Sequence[Trace], *, memory: Part = "both") -> memalign.Agreement:
         """How far it agrees with the human assessments of traces; what it learned from a trace is hidden while it judges that trace.
 
+        ``memory``: which part of it takes part ("both", "guidelines", "cases", "none": the unaligned judge).
         Measure on traces it was not aligned with: guidelines that rest on a trace are not hidden.
         """
         judge = self._reader.judge
@@ -148,7 +150,7 @@ class AlignedJudge(Judge):  # type: ignore[misc]
                 raise refused(f"none of the {len(labelled.traces)} traces has a human assessment of judge {self.name!r}: {labelled.skipped}")
             cases = self._cases(list(labelled.traces.values()), {trace_id_of(record) for record in labelled.feedback})
             with ThreadPoolExecutor(_AT_ONCE) as threads:
-                judged = dict(zip(cases, threads.map(self._hidden, cases.values()), strict=True))
+                judged = dict(zip(cases, threads.map(lambda case: self._hidden(case, memory), cases.values()), strict=True))
             return judge.agreement(labelled.feedback, [judged[trace_id_of(record)] for record in labelled.feedback])
 
     # Keeping
@@ -179,9 +181,9 @@ class AlignedJudge(Judge):  # type: ignore[misc]
         whole = [turns for turns in sessions(traces) if wanted & {trace.info.trace_id for trace in turns}]
         return {trace.info.trace_id: case_of(self.base, session=turns) for turns in whole for trace in turns if trace.info.trace_id in wanted}
 
-    def _hidden(self, case: Case) -> Verdict | Failure:
+    def _hidden(self, case: Case, memory: Part) -> Verdict | Failure:
         with asking(case.trace):
-            return self._reader.judge.batch([case.item], own=False)[0]
+            return self._reader.judge.batch([case.item], memory=memory, own=False)[0]
 
     def _feedback(self, verdict: Verdict, asked: Asked, trace: Trace | None) -> Feedback:
         shown = trace_ids(reversed(verdict.episode_ids))  # the most similar first
