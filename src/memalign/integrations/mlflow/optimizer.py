@@ -226,6 +226,7 @@ class _progress:  # noqa: N801 - a context, used once
 
     def __enter__(self) -> Callable[[str, int, int], None]:
         self._bar: Any = None
+        self._stage = ""
         return self._show
 
     def __exit__(self, *_: object) -> None:
@@ -237,7 +238,8 @@ class _progress:  # noqa: N801 - a context, used once
             from tqdm.auto import tqdm
         except ImportError:
             return
-        if self._bar is None or self._bar.desc != stage:
+        if self._stage != stage:
             self.__exit__()
-            self._bar = tqdm(total=total, desc=stage, disable=None)
-        self._bar.update(done - self._bar.n)
+            self._bar, self._stage, self._done = tqdm(total=total, desc=stage, disable=None), stage, 0
+        self._bar.update(done - self._done)
+        self._done = done
