@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import MakeJudge, record, says
 
+from conftest import MakeJudge, record, says
 from memalign import BadRecord, ConfigurationError, NotFound, Scale, UnreadableReply, edge
 from memalign.agreement import measure
 from memalign.alignment import Learned, adopt
