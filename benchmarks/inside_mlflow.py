@@ -87,7 +87,7 @@ def load(side: str, folder: Path, address: str) -> dict[str, Any]:
 
 
 def measure(*, quick: bool = False, peer_python: str = sys.executable) -> list[Row]:
-    """``peer_python``: an interpreter with mlflow and dspy. The largest size is measured once, and left out when ``quick``."""
+    """``peer_python``: an interpreter with mlflow and dspy. Sizes above the first are measured once; the largest is left out when ``quick``."""
     import subprocess
 
     script = "import importlib.util as u, sys; sys.exit(not (u.find_spec('mlflow') and u.find_spec('dspy')))"
@@ -99,13 +99,15 @@ def measure(*, quick: bool = False, peer_python: str = sys.executable) -> list[R
             store = Path(temporary) / f"store{size}"
             store.mkdir()
             _fresh(peer_python, address, store, "--prepare", str(size))
-            for repetition in range(1 if quick or size == SIZES[-1] else 2):
+            for repetition in range(1 if quick or size != SIZES[0] else 2):
                 for side in SIDES if repetition % 2 == 0 else reversed(SIDES):
                     folder = Path(temporary) / f"{side}{size}.{repetition}"
                     shutil.copytree(store, folder)
                     run = _fresh(peer_python, address, folder, "--side", side, *(["--evaluate"] if size == SIZES[1] and repetition == 0 else []))
                     run["steps"] |= _fresh(peer_python, address, folder, "--load", side)["steps"]
                     found.setdefault((side, size), []).append(run)
+                    told = {name: round(step["seconds"], 2) for name, step in run["steps"].items()}
+                    print(f"{side}, {size} traces: seconds {told}", file=sys.stderr, flush=True)
     return _rows(found)
 
 
