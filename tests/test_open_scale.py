@@ -85,6 +85,9 @@ def test_a_judge_learns_and_judges_on_it(make_judge: MakeJudge) -> None:
     assert verdict.episode_ids
     with pytest.raises(BadRecord):
         judge.align([record(2, value="many")])
+    for counting in (judge.calibrate, judge.panel, lambda: judge.suggest([])):
+        with pytest.raises(ConfigurationError, match="open scale"):
+            counting()
 
 
 def adopted(judge: Any, *args: Any, **more: Any) -> Any:

@@ -148,10 +148,7 @@ def measure(
     """
     if resamples < 1 or not 0 < confidence < 1 or failures < 0 or (groups is not None and len(groups) != len(pairs)):
         raise ConfigurationError("measure needs resamples >= 1, 0 < confidence < 1, failures >= 0 and one group for each pair")
-    if scale.kind == "open":  # every verdict that occurs is a category
-        pairs = [(scale.label_of(truth), scale.label_of(said)) for truth, said in pairs]
-        labels = tuple(sorted({label for pair in pairs for label in pair}))
-        scale = Scale("categories", labels, labels)
+    scale, pairs = _listed(scale, pairs)
     positions = {label: position for position, label in enumerate(scale.labels)}
     codes = np.array([[positions[scale.label_of(value)] for value in pair] for pair in pairs], dtype=np.intp).reshape(-1, 2)
     expert, judge = codes[:, 0], codes[:, 1]
@@ -283,6 +280,15 @@ def _correlation(weights: Floats, x: Floats, y: Floats) -> Floats:
 
 def _ratio(above: Floats, below: Floats) -> Floats:
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+
+
+def _listed(scale: Scale, pairs: Sequence[tuple[Any, Any]]) -> tuple[Scale, Sequence[tuple[Any, Any]]]:
+    """On the open scale every verdict that occurs is a category."""
+    if scale.kind != "open":
+        return scale, pairs
+    named = [(scale.label_of(truth), scale.label_of(said)) for truth, said in pairs]
+    labels = tuple(sorted({label for pair in named for label in pair}))
+    return Scale("categories", labels, labels), named
 
 
 def _numbered(groups: Sequence[Hashable]) -> npt.NDArray[np.intp]:

@@ -164,6 +164,7 @@ class Judge(Owned):
         from memalign.calibration import calibrate
 
         self._writable()
+        self._counted()
         recall, caution = self._recall(own=False), self._caution(None, votes)
         return edge.run(calibrate(self.session, self.task, recall, sample=sample, caution=caution, actor=actor, progress=progress))
 
@@ -179,6 +180,7 @@ class Judge(Owned):
         """The items to label next; see ``suggest``."""
         from memalign.suggesting import suggest
 
+        self._counted()
         judged = partial(self.abatch, progress=progress)
         return await suggest(self.session, self.scale, list(_items(items)), n, calls=calls, judged=judged, progress=progress)
 
@@ -201,6 +203,7 @@ class Judge(Owned):
         """How far the experts agree among themselves, on what memory holds and on feedback that is not stored yet."""
         from memalign.panel import panel
 
+        self._counted()
         new = self._checked(feedback)
         return panel(self.scale, [*self.memory.shared([record.item.id for record in new]), *new])
 
@@ -286,6 +289,9 @@ class Judge(Owned):
                 raise BadRecord(error.reason, field=error.field, row=place) from error
         return checked
 
+    def _counted(self) -> None:
+        if self.scale.kind == "open":
+            raise ConfigurationError(f"judge {self.name!r} has an open scale; what counts labels needs a scale that lists them")
 
 def _limits() -> Limits:
     from memalign.alignment import Limits
