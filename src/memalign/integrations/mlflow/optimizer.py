@@ -154,13 +154,11 @@ def withdrawn(judge: AlignedJudge, gone: set[str]) -> AlignedJudge:
 
 def _tip(judge: AlignedJudge, means: Means) -> memalign.Judge:
     """What may go on from a judge's revision: its own memory if that is the newest, else a branch."""
-    place = judge.place
-    source = judge._reader.judge
-    writer = places.writer(judge.base, place.memory, place.name, means)
-    if places.newest(writer) == place.revision:
+    reader = judge._reader
+    writer = reader.writer(means)
+    if places.newest(writer) == judge.place.revision:
         return writer
-    writer.close()
-    return places.branched(source, judge.base, place, means)
+    return places.branched(reader.judge, judge.base, judge.place, means)
 
 
 def _demand(base: Judge, labelled: Labelled, *, waiting: int) -> None:

@@ -51,11 +51,12 @@ class Place:
 class Reader:
     """The memalign judge of a place, opened at first use. Copies share it; a pickle opens its own."""
 
-    def __init__(self, base: BaseJudge, place: Place, means: Means, opened: memalign.Judge | None = None) -> None:
+    def __init__(self, base: BaseJudge, place: Place, means: Means, writer: memalign.Judge | None = None) -> None:
         self.base = base
         self.place = place
         self.means = means
-        self._opened = opened
+        self._writer = writer
+        self._opened = None if writer is None else writer.at(place.revision)
         self._lock = threading.Lock()
 
     @property
@@ -66,12 +67,18 @@ class Reader:
                 self._opened = self._open()
             return self._opened
 
+    def writer(self, means: Means) -> memalign.Judge:
+        """The memalign judge that goes on learning in the same memory; what is open already is used again."""
+        if self._writer is None or means != self.means:
+            return writer(self.base, self.place.memory, self.place.name, means)
+        return self._writer
+
     def close(self) -> None:
         """Give back what was opened; it is opened again when it is needed."""
         with self._lock:
             if self._opened is not None:
                 self._opened.close()
-                self._opened = None
+                self._opened = self._writer = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reader:
         return self
@@ -140,7 +147,7 @@ def newest(judge: memalign.Judge) -> int:
 
 def at_newest(base: BaseJudge, judge: memalign.Judge, memory: str, means: Means, revision: int) -> Reader:
     """The reader of what ``judge`` just learned; it shares what the judge has opened."""
-    return Reader(base, Place(memory=memory, name=judge.name, revision=revision), means, judge.at(revision))
+    return Reader(base, Place(memory=memory, name=judge.name, revision=revision), means, judge)
 
 
 def moved(reader: Reader, memory: str) -> Reader:
