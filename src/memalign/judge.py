@@ -293,6 +293,7 @@ class Judge(Owned):
         if self.scale.kind == "open":
             raise ConfigurationError(f"judge {self.name!r} has an open scale; what counts labels needs a scale that lists them")
 
+
 def _limits() -> Limits:
     from memalign.alignment import Limits
     from memalign.settings import read_settings

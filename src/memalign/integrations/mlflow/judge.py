@@ -18,6 +18,7 @@ from pydantic import PrivateAttr
 
 import memalign
 from memalign import AlignReport
+from memalign.alignment import Withdrawal
 from memalign.integrations.mlflow.assessments import read, trace_id_of, trace_ids
 from memalign.integrations.mlflow.faults import as_mlflow, refused
 from memalign.integrations.mlflow.items import Case, case_of, sessions, variables
@@ -39,11 +40,11 @@ class AlignedJudge(Judge):  # type: ignore[misc]
     """
 
     _reader: Reader = PrivateAttr()
-    _report: AlignReport | None = PrivateAttr(default=None)
+    _report: AlignReport | Withdrawal | None = PrivateAttr(default=None)
     _skipped: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     def __init__(
-        self, reader: Reader, *, name: str | None = None, report: AlignReport | None = None, skipped: Mapping[str, str] | None = None
+        self, reader: Reader, *, name: str | None = None, report: AlignReport | Withdrawal | None = None, skipped: Mapping[str, str] | None = None
     ) -> None:
         base = reader.base
         super().__init__(name=name or base.name, description=base.description, aggregations=base.aggregations)
@@ -69,8 +70,8 @@ class AlignedJudge(Judge):  # type: ignore[misc]
         return self._reader.judge.memory
 
     @property
-    def report(self) -> AlignReport | None:
-        """What the alignment did that gave this judge; None for one that was loaded."""
+    def report(self) -> AlignReport | Withdrawal | None:
+        """What the alignment or withdrawal did that gave this judge; None for one that was loaded."""
         return self._report
 
     @property
