@@ -12,6 +12,8 @@ from memalign import ConfigurationError, Judge, NotFound, Scale
 from memalign.cli import app
 from memalign.memory import questions, revisions, semantic
 
+pytestmark = pytest.mark.both_stores
+
 
 def quarrel(judge: Judge) -> None:
     """Two guidelines in quarantine, with a question about them."""
@@ -85,7 +87,9 @@ def test_the_command_shows_both_sides_and_takes_the_answer(make_judge: MakeJudge
         return done.stdout
 
     # the scripted embedder cannot be opened by name, and nothing here needs one
-    Judge("polite", "Is the reply polite?", Scale.boolean(), "openai/none", memory=db).memory.view()
+    named = Judge("polite", "Is the reply polite?", Scale.boolean(), "openai/none", memory=db)
+    named.memory.view()
+    named.close()
     shown = run("questions", code=1)
     assert "q1: which of these shall stand?" in shown
     assert "Name a date" in shown

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from sqlalchemy import select
 
 from conftest import MakeJudge, expert, record, says
@@ -18,6 +19,8 @@ from memalign.models.scripted import ScriptedChatModel
 from memalign.replaying import Replayer
 from memalign.session import Meter
 from memalign.stores import schema
+
+pytestmark = pytest.mark.both_stores
 
 BRIEF = Guideline(id="new1", version=0, text="When a reply is judged, be brief.")
 ITEM = Item(inputs="question 1", outputs="reply 1")

@@ -24,6 +24,8 @@ from memalign.models.scripted import ScriptedChatModel
 from memalign.records import Feedback
 from memalign.stores import schema
 
+pytestmark = pytest.mark.both_stores
+
 
 def number_of(request: ChatRequest) -> int:
     """Of the item that is judged."""
