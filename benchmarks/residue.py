@@ -87,7 +87,7 @@ def measured(records: int) -> dict[str, Any]:
         judge.align([plain(number) for number in range(records)])
         judge.batch([planted(number) for number in range(10)])
         before = found(Path(folder))
-        rest = [plain(number) for number in range(0, records, max(1, records // 200))]
+        rest = [plain(number) for number in range(0, records, max(1, records // 50))]
         agreed = agreement(judge, rest)
         preview_seconds, _ = timed(lambda: judge.preview("purge", source="zqsource1x"))
         purge_seconds, report = timed(lambda: judge.purge([planted(number).id for number in range(10)]))
