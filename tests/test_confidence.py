@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import MakeJudge, record
@@ -89,6 +89,7 @@ def test_trusting_less_changes_confidence_and_never_the_value() -> None:
     assert reading.probabilities == {"good": 0.3, "fair": 0.5, "poor": 0.2}, "as the model gave them"
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 0.99), st.floats(0.0, 3.0), st.floats(-3.0, 3.0), st.floats(0.0, 3.0), st.floats(-1.0, 1.0))
 def test_on_the_boolean_scale_it_is_logistic_regression(yes: float, weight: float, bias: float, vote_weight: float, vote: float) -> None:
     decision = Decision(model_weight=weight, vote_weight=vote_weight, offsets=(bias, 0.0))
@@ -118,6 +119,7 @@ def test_near_scores_share_a_vote() -> None:
     assert found["3"] > found["2"] > found["1"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(WORDS.values), min_size=1, max_size=9))
 def test_shares_of_votes_are_probabilities(values: list[str]) -> None:
     shares, votes = pooled(WORDS, answers(*values))

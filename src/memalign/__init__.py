@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from memalign.memory.retention import Retention
     from memalign.panel import Panel
     from memalign.records import Episode, Failure, Feedback, Guideline, Item, Usage, Verdict
+    from memalign.reliability import Reliability
     from memalign.retrieval import Retrieval
     from memalign.scale import Scale
+    from memalign.suggesting import Suggestion
 
 __version__ = "0.1.0"
 
@@ -61,6 +63,7 @@ __all__ = [
     "NotFound",
     "Panel",
     "PermanentError",
+    "Reliability",
     "Retention",
     "Retrieval",
     "RetryableError",
@@ -68,6 +71,7 @@ __all__ = [
     "StoreBusy",
     "StoreError",
     "StoreUnavailable",
+    "Suggestion",
     "UnreadableReply",
     "Usage",
     "Verdict",
@@ -82,9 +86,11 @@ _HOMES = {
     "Interval": "agreement",
     "Judge": "judge",
     "Panel": "panel",
+    "Reliability": "reliability",
     "Retention": "memory.retention",
     "Retrieval": "retrieval",
     "Scale": "scale",
+    "Suggestion": "suggesting",
     "Withdrawal": "alignment",
 } | dict.fromkeys(("Episode", "Failure", "Feedback", "Guideline", "Item", "Usage", "Verdict"), "records")
 

@@ -81,6 +81,8 @@ async def calibrate(
     """
     view = await asyncio.to_thread(session.memory.view)
     nothing = Calibration(judged=0, decision=None, revision=view.revision, note="")
+    if not task.scale.labels:
+        return replace(nothing, note=f"the scale {task.scale.spec} has no list of labels to weigh against each other")
     shown = {episode.feedback.item.id for episode in view.exemplars}
     held = await asyncio.to_thread(session.memory.stored)
     chosen = balanced_sample([stored for stored in held if stored.item_id not in shown], sample)

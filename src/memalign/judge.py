@@ -259,7 +259,8 @@ class Judge(Owned):
         mode = verify or ("fast" if model_name(self.model).startswith("openai/") else "off")
         if mode not in ("off", "fast", "full"):
             raise ConfigurationError(f"verify={verify!r} is not known; known: 'off', 'fast', 'full'")
-        replayer = Replayer(self.session, self.task, self._recall(), temperature=self.temperature, caution=self._caution(None, None))
+        caution = replace(self._caution(None, None), abstain_below=None)  # whether it would abstain is no matter here, and may cost calls
+        replayer = Replayer(self.session, self.task, self._recall(), temperature=self.temperature, caution=caution)
         return Trying(replay=replayer, mode=mode, draws=1 if in_process and self.temperature == 0 else DRAWS, override=override)
 
     def _caution(self, abstain_below: float | None, votes: int | None) -> Caution:

@@ -52,7 +52,9 @@ def near(scale: Scale, items: Vectors, cases: Vectors | None, verdicts: Sequence
     similarity = np.maximum(np.asarray(items @ cases.T, dtype=np.float64), 0.0)
     places = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
     closeness = np.take_along_axis(similarity, places, axis=1)
-    shares = np.array([[values.count(value) / len(values) for value in scale.values] for values in verdicts])
+    kinds: Sequence[Any] = scale.values or list(dict.fromkeys(scale.label_of(value) for values in verdicts for value in values))
+    named = verdicts if scale.values else [[scale.label_of(value) for value in values] for values in verdicts]
+    shares = np.array([[values.count(value) / len(values) for value in kinds] for values in named])
     weight = closeness / np.maximum(closeness.sum(axis=1, keepdims=True), 1e-9)
     mixed = np.einsum("in,inl->il", weight, shares[places])
     return Near(1.0 - closeness[:, 0], closeness[:, 0] * spread(scale, mixed), places)
@@ -65,12 +67,13 @@ def spread(scale: Scale, shares: Floats) -> Floats:
     if scale.ordinal:
         place = positions(scale)
         return np.asarray(shares @ place**2 - (shares @ place) ** 2)
-    return np.asarray((1.0 - (shares**2).sum(axis=1)) * len(scale.labels) / (len(scale.labels) - 1))
+    labels = max(2, shares.shape[1])
+    return np.asarray((1.0 - (shares**2).sum(axis=1)) * labels / (labels - 1))
 
 
 def doubt(scale: Scale, confidence: float) -> float:
     """How unsure a confidence is: 0 for certainty, 1 for even odds on all labels."""
-    return min(1.0, max(0.0, (1.0 - confidence) / (1.0 - 1.0 / len(scale.labels))))
+    return min(1.0, max(0.0, (1.0 - confidence) / (1.0 - 1.0 / max(2, len(scale.labels)))))
 
 
 def value_of_asking(uncertainty: Floats, contested: Floats, distance: Floats) -> Floats:

@@ -41,6 +41,10 @@ class Covered:
     agreement: Interval
     """Accuracy on them, with Wilson's 95 % interval."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reliability:

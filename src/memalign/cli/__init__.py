@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from memalign import __version__
-from memalign.cli import align, calibrate, db, demo, doctor, evaluate, forgetting, init, judge, memory, port
+from memalign.cli import align, calibrate, db, demo, doctor, evaluate, forgetting, init, judge, memory, port, suggest
 from memalign.errors import MemalignError
 
 INTERRUPTED = 130
@@ -47,6 +47,7 @@ app.command("judge")(judge.judge)
 app.command("eval")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("purge")(forgetting.purge)
+app.command("suggest")(suggest.suggest)
 app.command("export", short_help="Write a memory to one file.")(port.export)
 app.command("import", short_help="Bring in an exported memory.")(port.import_)
 app.command("doctor")(doctor.doctor)

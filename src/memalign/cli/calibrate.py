@@ -2,40 +2,117 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memalign.cli.options import Actor, AsJson, Database, JudgeName
+
+if TYPE_CHECKING:
+    from memalign.calibration import Calibration
+    from memalign.memory.revisions import Decision
+    from memalign.reliability import Reliability
+    from memalign.scale import Scale
+
+_BAR = 20
 
 
 def calibrate(
     db: Database,
     judge: JudgeName = "",
     sample: Annotated[int, typer.Option(help="At most so many of the experts' records are judged.", min=1)] = 40,
+    votes: Annotated[
+        int | None, typer.Option(help="For a model that tells no token probabilities: count so many replies, here and from now on.", min=1)
+    ] = None,
+    agreement: Annotated[float, typer.Option(help="Tell from which confidence on verdicts agree with the experts so often.", min=0.01, max=1)] = 0.9,
+    plot: Annotated[Path | None, typer.Option(help="Write the reliability diagram and the coverage curve to this PNG file.")] = None,
     actor: Actor = "",
     json: AsJson = False,
 ) -> None:
-    """Fit how a judge decides.
+    """Fit how a judge decides, and how far its confidence can be relied on.
 
-    On the experts' own labels, model and similar cases are weighed against each other. Exit code 1: nothing was fitted.
+    On the experts' own labels, each judged without its own case, model and similar cases are weighed against each other; what does not help takes
+    no part. Every figure "as fitted" is on records that were left out of the fit. Exit code 1: nothing was fitted.
     """
-    from memalign.agreement import short
     from memalign.cli.opening import opened
-    from memalign.cli.printing import emit, progress, say
+    from memalign.cli.printing import emit, note, progress
     from memalign.cli.weights import watched
 
     with opened(db, judge) as found, progress() as tell, watched(found, tell):
-        result = found.calibrate(sample=sample, actor=actor, progress=tell)
+        result = found.calibrate(sample=sample, votes=votes, actor=actor, progress=tell)
     if json:
-        emit(result.to_dict())
-    elif result.decision is None:
-        say(f"nothing was fitted: {result.note}")
+        covered = result.coverage_at(agreement)
+        emit({**result.to_dict(), "wanted_agreement": agreement, "covered": None if covered is None else covered.to_dict()})
     else:
-        weights = ", ".join(f"{name.replace('_', ' ')} {short(value)}" for name, value in asdict(result.decision).items() if isinstance(value, float))
-        say(f"revision {result.revision}: {weights}, fitted on {result.judged} records")
-        if result.model_alone is not None and result.left_out is not None:
-            alone, left_out = short(result.model_alone), short(result.left_out)
-            say(f"balanced accuracy on these records: the model alone {alone}, so decided {left_out} (each record left out of its own fit)")
+        _show(found.scale, result, agreement)
+    if plot is not None and result.before is not None and result.after is not None:
+        from memalign.plots import reliability_diagram, save_png
+
+        save_png(reliability_diagram(result.before, result.after, title=f"Judge {found.name!r}: confidence and agreement with the experts"), plot)
+        note(f"wrote {plot}")
     raise typer.Exit(1 if result.decision is None else 0)
+
+
+def _show(scale: Scale, result: Calibration, agreement: float) -> None:
+    from memalign.agreement import short
+    from memalign.cli.printing import say
+
+    if result.decision is None or result.before is None or result.after is None:
+        say(f"nothing was fitted: {result.note}")
+        return
+    say(f"revision {result.revision}: {_weights(scale, result.decision)}; fitted on {result.judged} records, each judged without its own case")
+    _figures(result.before, result.after)
+    if result.note:
+        say(f"note: {result.note}")
+    say("")
+    _diagram(result.after)
+    covered = result.coverage_at(agreement)
+    if covered is None:
+        say(f"no confidence reaches an agreement of {short(agreement)} on these records")
+        return
+    at_least = f"{int(covered.threshold * 1000) / 1000:.3f}".rstrip("0")
+    say(
+        f"for an agreement of {short(agreement)}: --abstain-below {at_least} keeps {covered.coverage:.0%} of the verdicts "
+        f"({covered.n} of {result.after.n}) with accuracy {covered.agreement}"
+    )
+
+
+def _weights(scale: Scale, decision: Decision) -> str:
+    from memalign.agreement import short
+
+    parts = [f"model weight {short(decision.model_weight)}", f"vote weight {short(decision.vote_weight)}"]
+    if any(decision.offsets) and len(scale.labels) <= 7:
+        parts += [f"{label} {number:+.2f}" for label, number in zip(scale.labels, decision.offsets, strict=True)]
+    return ", ".join(parts)
+
+
+def _figures(before: Reliability, after: Reliability) -> None:
+    from memalign.agreement import short
+    from memalign.cli.printing import table
+
+    names = {
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy",
+        "mae": "mean absolute error",
+        "mae_expected": "that of the mean",
+        "brier": "Brier score",
+        "ece": "calibration error",
+        "log_loss": "log loss",
+    }
+    known = [name for name in names if getattr(after, name) is not None]
+    rows = [[title, *(short(getattr(kind, name), digits=3) for name in known)] for title, kind in (("model alone", before), ("as fitted", after))]
+    table(["", *(names[name] for name in known)], rows)
+
+
+def _diagram(found: Reliability) -> None:
+    """The reliability diagram for a terminal: a full bar is always right, the mark is where the confidence lies."""
+    from memalign.agreement import short
+    from memalign.cli.printing import table
+
+    rows = []
+    for part in found.bins:
+        cells = ["█" if place < round(part.right.value * _BAR) else "·" for place in range(_BAR)]
+        cells[min(_BAR - 1, int(part.confidence * _BAR))] = "|"
+        rows.append([f"{short(part.low, digits=1)}-{short(part.high, digits=1)}", part.n, short(part.confidence), part.right, "".join(cells)])
+    table(["confidence", "n", "mean", "right (95 % interval)", "right █, confidence |"], rows)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memalign.cli.options import AsJson, Database, JudgeName
+from memalign.cli.options import AbstainBelow, AsJson, Database, JudgeName, Votes
 from memalign.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -26,11 +26,15 @@ def evaluate(
     unaligned: Annotated[bool, typer.Option("--unaligned", help="Measure the judge without its memory.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Measure it without and with its memory, and test the difference.")] = False,
     min_agreement: Annotated[float | None, typer.Option(help="Exit with 1 when balanced accuracy is below this.", min=0.0, max=1.0)] = None,
+    abstain_below: AbstainBelow = None,
+    votes: Votes = None,
     json: AsJson = False,
 ) -> None:
     """Measure the agreement with experts.
 
-    An item's own case is hidden from the judge. Exit code 1: bad rows were skipped, items failed, or balanced accuracy is below --min-agreement.
+    An item's own case is hidden from the judge. Where it abstains it is not measured: the share of items that it decides is told beside.
+
+    Exit code 1: bad rows were skipped, items failed, or balanced accuracy is below --min-agreement.
     """
     from memalign.baseline import length_baseline
     from memalign.cli.align import read
@@ -46,7 +50,8 @@ def evaluate(
             raise ConfigurationError(f"there is nothing to measure in {file}")
         names = ["unaligned", "aligned"] if compare else ["unaligned"] if unaligned else ["aligned"]
         with progress() as tell, watched(found, tell):
-            results = {name: found.batch(records, memory=_PARTS[name], own=False, progress=_named(tell, name)) for name in names}
+            care: dict[str, Any] = {"own": False, "abstain_below": abstain_below, "votes": votes}
+            results = {name: found.batch(records, memory=_PARTS[name], progress=_named(tell, name), **care) for name in names}
     measured = {name: found.agreement(records, verdicts) for name, verdicts in results.items()}
     test = _test(found, records, results) if compare else None
     baseline = length_baseline(records, [record.value for record in records])
@@ -81,7 +86,7 @@ def _test(judge: Judge, records: Sequence[Feedback], results: dict[str, list[Ver
     from memalign.agreement import paired
     from memalign.records import Verdict
 
-    values = {name: [v.value if isinstance(v, Verdict) else None for v in verdicts] for name, verdicts in results.items()}
+    values = {name: [v.value if isinstance(v, Verdict) and not v.abstained else None for v in verdicts] for name, verdicts in results.items()}
     return paired(judge.scale, [record.value for record in records], values["unaligned"], values["aligned"])
 
 
@@ -93,7 +98,8 @@ def _disagreements(records: Sequence[Feedback], results: Sequence[Verdict | Fail
         if isinstance(result, Failure):
             found.append({"id": record.id, "expert": record.value, "failure": result.error})
         elif result.value != record.value:
-            found.append({"id": record.id, "expert": record.value, "judge": result.value, "rationale": result.rationale})
+            said = {"judge": result.value, "abstained": result.abstained, "rationale": result.rationale}
+            found.append({"id": record.id, "expert": record.value, **said})
     return found
 
 
@@ -106,6 +112,9 @@ def _show(measured: dict[str, Agreement], test: Paired | None, baseline: float |
     rows.append(["items", *(str(measure.n) for measure in measured.values())])
     if any(measure.failures for measure in measured.values()):
         rows.append(["failures", *(str(measure.failures) for measure in measured.values())])
+    if any(measure.abstained for measure in measured.values()):
+        rows.append(["abstained", *(str(measure.abstained) for measure in measured.values())])
+        rows.append(["coverage", *("-" if measure.coverage is None else short(measure.coverage) for measure in measured.values())])
     table(["metric (95 % interval)", *measured], rows)
     if baseline is not None:
         say(f"length of the output alone ranks the labels at {short(baseline)} (.50 is chance)")
@@ -116,6 +125,8 @@ def _show(measured: dict[str, Agreement], test: Paired | None, baseline: float |
         say(f"{name}: expert (rows) and judge (columns)")
         labels = list(measure.confusion)
         table(["", *labels], [[label, *(str(measure.confusion[label].get(other, 0)) for other in labels)] for label in labels])
+        if measure.position_bias is not None:
+            say(measure.position_bias.line())
         for remark in measure.notes:
             say(f"note: {remark}")
 

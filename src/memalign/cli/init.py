@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memalign.cli.options import Database
+from memalign.cli.options import AbstainBelow, Database, Votes
 from memalign.errors import ConfigurationError
 from memalign.stores import shown
 
 if TYPE_CHECKING:
     from memalign.judge import Judge
 
-_DERIVED = ("reflection_model", "k", "explain")
+_DERIVED = ("reflection_model", "k", "explain", "both_orders")
 """Settings whose default depends on the model."""
 
 
@@ -30,6 +30,12 @@ def init(
     k: Annotated[int | None, typer.Option(help="How many similar cases a judgement is shown.")] = None,
     exemplars: Annotated[int | None, typer.Option(help="How many cases stand before every judgement.")] = None,
     explain: Annotated[bool | None, typer.Option("--explain/--no-explain", help="Whether a rationale is written before the verdict.")] = None,
+    abstain_below: AbstainBelow = None,
+    votes: Votes = None,
+    both_orders: Annotated[bool | None, typer.Option("--both-orders/--one-order", help="Pairwise: judge each pair in both orders.")] = None,
+    expected_score: Annotated[
+        bool | None, typer.Option("--expected-score/--likeliest-score", help="A score is the one nearest to the mean of its probabilities.")
+    ] = None,
 ) -> None:
     """Register a judge or change its settings.
 
@@ -46,6 +52,10 @@ def init(
         "k": k,
         "exemplars": exemplars,
         "explain": explain,
+        "abstain_below": abstain_below,
+        "votes": votes,
+        "both_orders": both_orders,
+        "expected_score": expected_score,
     }
     given = {key: value for key, value in given.items() if value is not None}
     before = _existing(db, name)

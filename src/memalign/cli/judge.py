@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from memalign.cli.options import AsJson, Database, JudgeName
+from memalign.cli.options import AbstainBelow, AsJson, Database, JudgeName, Votes
 from memalign.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from memalign.files import ItemRow
     from memalign.judge import Judge
-    from memalign.records import Item, Verdict
+    from memalign.records import Failure, Item, Verdict
     from memalign.rows import RowProblem
+
+    Results = Callable[[Iterable[Item]], AsyncIterator[tuple[int, Verdict | Failure]]]
 
 _SHORT = 300
 
@@ -31,18 +34,26 @@ class Tally:
     retryable: int = 0
     bad_rows: int = 0
     known: int = 0
+    abstained: int = 0
+    """Of the verdicts, those that are a best guess and left to the experts."""
     last_error: str = ""
 
     @property
     def exit_code(self) -> int:
-        """0: every row has a verdict; 1: some have none; when no item got one, 3 if the same command may help later, else 2."""
+        """0: every row has a verdict, be it an abstention; 1: some have none; when no item got one, 3 if the same command may help later, else 2."""
         if self.failures and not self.verdicts + self.known:
             return 3 if self.retryable else 2
         return 1 if self.failures or self.bad_rows else 0
 
     def line(self) -> str:
         """A short account."""
-        parts = {"judged": self.verdicts, "failed": self.failures, "bad rows skipped": self.bad_rows, "done before": self.known}
+        parts = {
+            "judged": self.verdicts,
+            "of them abstained": self.abstained,
+            "failed": self.failures,
+            "bad rows skipped": self.bad_rows,
+            "done before": self.known,
+        }
         return ", ".join(f"{count} {name}" for name, count in parts.items() if count or name == "judged")
 
 
@@ -56,13 +67,16 @@ def judge(
     inputs: Annotated[str | None, typer.Option(help="Judge one item in place of a file: its inputs (text, or a JSON object or list).")] = None,
     outputs: Annotated[str | None, typer.Option(help="The outputs of the one item.")] = None,
     expectations: Annotated[str | None, typer.Option(help="The expectations of the one item.")] = None,
+    abstain_below: AbstainBelow = None,
+    votes: Votes = None,
     json: AsJson = False,
 ) -> None:
     """Judge the items of a file, or one item.
 
-    Results of a FILE are one JSON line an item, written as they come, in the order in which they come.
+    Results of a FILE are one JSON line an item, written as they come, in the order in which they come. A verdict with "abstained": true is the
+    judge's best guess on an item that it leaves to the experts.
 
-    Exit code 1: some rows have no verdict. When none got one: 3 if it may succeed later, else 2.
+    Exit code 0: every row has a verdict, abstentions included; 1: some have none. When none got one: 3 if it may succeed later, else 2.
     """
     from memalign.cli.opening import opened
     from memalign.cli.printing import note
@@ -74,15 +88,17 @@ def judge(
         if single:
             if out or resume or overwrite:
                 raise ConfigurationError("--out, --resume and --overwrite are for a FILE of items")
-            _judge_one(found, _cell(inputs), _cell(outputs), _cell(expectations), json=json)
+            item = {"inputs": _cell(inputs), "outputs": _cell(outputs), "expectations": _cell(expectations)}
+            _judge_one(found, item, abstain_below, votes, json=json)
             return
-        tally = _judge_file(found, str(file), out, resume=resume, overwrite=overwrite)
-    if tally.exit_code or (out and out != "-"):
+        results = partial(found.astream, abstain_below=abstain_below, votes=votes)
+        tally = _judge_file(found, results, str(file), out, resume=resume, overwrite=overwrite)
+    if tally.exit_code or tally.abstained or (out and out != "-"):
         note(tally.line() + (f"; the last failure: {tally.last_error}" if tally.last_error else ""))
     raise typer.Exit(tally.exit_code)
 
 
-def _judge_file(judge: Judge, file: str, out: str | None, *, resume: bool, overwrite: bool) -> Tally:
+def _judge_file(judge: Judge, results: Results, file: str, out: str | None, *, resume: bool, overwrite: bool) -> Tally:
     from memalign import edge
     from memalign.cli.printing import progress
     from memalign.cli.results import writing
@@ -97,10 +113,10 @@ def _judge_file(judge: Judge, file: str, out: str | None, *, resume: bool, overw
         total = _rows(file) if sys.stderr.isatty() and file != "-" else 0
         rows = _good(entries, file, done, tally)
         if stream is sys.stdout and stream.isatty():  # results and a bar on one screen would mix
-            edge.run(_stream(judge, rows, stream, tally, lambda: None))
+            edge.run(_stream(results, rows, stream, tally, lambda: None))
             return tally
         with progress() as tell, watched(judge, tell):
-            edge.run(_stream(judge, rows, stream, tally, lambda: tell("judge", tally.verdicts + tally.failures + tally.known, total)))
+            edge.run(_stream(results, rows, stream, tally, lambda: tell("judge", tally.verdicts + tally.failures + tally.known, total)))
     return tally
 
 
@@ -120,7 +136,7 @@ def _good(entries: Iterable[ItemRow | RowProblem], file: str, done: set[Any], ta
             yield entry
 
 
-async def _stream(judge: Judge, rows: Iterator[ItemRow], stream: TextIO, tally: Tally, tell: Callable[[], None]) -> None:
+async def _stream(judged: Results, rows: Iterator[ItemRow], stream: TextIO, tally: Tally, tell: Callable[[], None]) -> None:
     from memalign.cli.results import line_of
     from memalign.records import Failure
 
@@ -131,7 +147,7 @@ async def _stream(judge: Judge, rows: Iterator[ItemRow], stream: TextIO, tally: 
             under_way[place] = row
             yield row.item
 
-    async with aclosing(judge.astream(items())) as results:  # type: ignore[type-var]
+    async with aclosing(judged(items())) as results:  # type: ignore[type-var]
         async for place, result in results:
             stream.write(line_of(under_way.pop(place), result) + "\n")
             stream.flush()
@@ -141,6 +157,7 @@ async def _stream(judge: Judge, rows: Iterator[ItemRow], stream: TextIO, tally: 
                 tally.last_error = result.error
             else:
                 tally.verdicts += 1
+                tally.abstained += result.abstained
             tell()
 
 
@@ -150,12 +167,12 @@ def _rows(file: str) -> int:
     return sum(isinstance(entry, ItemRow) for entry in iter_items(file))
 
 
-def _judge_one(judge: Judge, inputs: Any, outputs: Any, expectations: Any, *, json: bool) -> None:
+def _judge_one(judge: Judge, item: dict[str, Any], abstain_below: float | None, votes: int | None, *, json: bool) -> None:
     from memalign.cli.printing import emit, progress
     from memalign.cli.weights import watched
 
     with progress() as tell, watched(judge, tell):
-        verdict = judge(inputs=inputs, outputs=outputs, expectations=expectations)
+        verdict = judge(**item, abstain_below=abstain_below, votes=votes)
     if json:
         emit(verdict.to_dict())
     else:
@@ -168,7 +185,12 @@ def _show(judge: Judge, verdict: Verdict) -> None:
     from memalign.rendering import item_text
 
     sure = "" if verdict.confidence is None else f" (confidence {short(verdict.confidence)})"
-    say(f"verdict: {judge.scale.label_of(verdict.value)}{sure}")
+    left = "; it abstains: this is its best guess, ask an expert" if verdict.abstained else ""
+    say(f"verdict: {judge.scale.label_of(verdict.value)}{sure}{left}")
+    if verdict.expected is not None:
+        say(f"mean score: {short(verdict.expected)}")
+    if verdict.orders is not None and verdict.orders[0] != verdict.orders[1]:
+        say(f"the two orders disagree: {judge.scale.label_of(verdict.orders[0])} as given, {judge.scale.label_of(verdict.orders[1])} when swapped")
     if verdict.rationale:
         say(f"rationale: {verdict.rationale}")
     guidelines = {guideline.id: guideline.text for guideline in judge.memory.guidelines(all_states=True)}

@@ -12,3 +12,7 @@ JudgeName = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Actor = Annotated[str, typer.Option("--actor", help="Who makes this change, for the history.")]
+AbstainBelow = Annotated[
+    float | None, typer.Option("--abstain-below", help="Leave items to the experts on which the judge is less sure than this.", min=0.0, max=1.0)
+]
+Votes = Annotated[int | None, typer.Option("--votes", help="Count so many replies an item, each shown other cases.", min=1)]

@@ -88,7 +88,7 @@ def support(scale: Scale, vote: Sequence[float]) -> Points:
 
 def votes_on(scale: Scale) -> bool:
     """Whether cases can vote on this scale."""
-    return scale.kind != "pairwise"
+    return scale.kind != "pairwise" and bool(scale.labels)
 
 
 def cast(points: Mapping[str, Points], vector: Callable[[str], Vectors], *, level: float = 0.0) -> Ballot:
