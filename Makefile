@@ -13,11 +13,13 @@ demo: $(VENV)/run.stamp  ## run the main job on real input, with the local model
 test: check integrations  ## lint, type-check and run all tests
 	$(BIN)/python -m pytest $(ARGS)
 
-# MLflow needs older versions of what memalign takes the newest of, so its tests have environments of their own: the newest and the oldest MLflow.
+# MLflow needs older versions of what memalign takes the newest of, so its tests have environments of their own: the newest and the oldest.
 # What those lack (pytest, the local model) comes from .venv.
-integrations: $(VENV)-integrations/stamp $(VENV)-integrations-oldest/stamp  ## test inside MLflow and DSPy
+integrations: $(VENV)-integrations/stamp $(VENV)-integrations-oldest/stamp $(VENV)-dspy-oldest/stamp  ## test inside MLflow and DSPy
 	set -e; for which in integrations integrations-oldest; do \
 	  PYTHONPATH=$(CURDIR)/src $(VENV)-$$which/bin/python -m pytest -W default -p no:cacheprovider tests/test_mlflow_*.py $(ARGS); done
+	set -e; for which in integrations dspy-oldest; do \
+	  PYTHONPATH=$(CURDIR)/src $(VENV)-$$which/bin/python -m pytest -W default -p no:cacheprovider tests/test_dspy.py; done
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -52,6 +54,8 @@ lock:  ## renew the pinned requirements (needs uv)
 	for which in integrations integrations-oldest; do \
 	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	    --extra mlflow pyproject.toml requirements/$$which.in -o requirements/$$which.txt; done
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	  -c requirements/test.txt requirements/dspy-oldest.in -o requirements/dspy-oldest.txt
 
 clean:
-	rm -rf $(VENV) $(VENV)-integrations $(VENV)-integrations-oldest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-integrations $(VENV)-integrations-oldest $(VENV)-dspy-oldest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
