@@ -509,3 +509,19 @@ def test_a_locked_memory_is_retryable(run: Run, judge: str, db: str, tmp_path: P
     finally:
         other.close()
     run("align", file)
+
+
+def test_doctor_tells_where_the_time_of_a_judgement_goes(run: Run, taught: str) -> None:
+    figures = json.loads(run("doctor", "--profile", "--json").stdout)
+    assert figures["judgements"] == 2  # of three items; the first, which loads what is needed, counts apart
+    assert set(figures["stages"]) == {"embed", "search", "assemble", "queue", "model", "read", "other", "whole"}
+    assert figures["stages"]["model"][0] > 0
+    table = run("doctor", "--profile").stdout
+    assert "assemble" in table
+    assert "over 2 judgements" in table
+
+
+def test_doctor_cannot_profile_nothing(run: Run, judge: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "holds no case to judge" in run("doctor", "--profile", code=2).output
+    monkeypatch.delenv("MEMALIGN_DB")
+    assert "--db FILE" in run("doctor", "--profile", code=2).output

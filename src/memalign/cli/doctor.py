@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memalign.cli.options import AsJson
+from memalign.cli.options import AsJson, JudgeName
+from memalign.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from memalign.cli.checks import Check
@@ -22,6 +23,10 @@ def doctor(
     models: Annotated[
         bool, typer.Option("--models/--no-models", help="Without --model and --embedder: try the in-process defaults, if installed.")
     ] = True,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Of the judge in --db: where a judgement's time goes. Asks its model some twelve times.")
+    ] = False,
+    judge: JudgeName = "",
     json: AsJson = False,
 ) -> None:
     """Check this installation.
@@ -33,6 +38,9 @@ def doctor(
     from memalign.cli import checks, probes
     from memalign.cli.printing import emit, progress
 
+    if profile:
+        _profile(db, judge, json=json)
+        return
     found = [checks.python(), checks.package(), checks.sqlite(), checks.machine(), checks.settings()]
     found += [checks.packages(name) for name in checks.optional_parts()]
     found += [*checks.weights(), checks.key(), checks.address()]
@@ -53,6 +61,22 @@ def doctor(
     else:
         _show(found)
     raise typer.Exit(0 if good else 1)
+
+
+def _profile(db: str | None, judge: str, *, json: bool) -> None:
+    from memalign.cli import profile
+    from memalign.cli.opening import opened
+    from memalign.cli.printing import emit, progress, say
+
+    if db is None:
+        raise ConfigurationError("--profile needs the memory of a judge: --db FILE")
+    with opened(db, judge) as found, progress() as tell:
+        figures = profile.profile(found, progress=tell)
+    if json:
+        emit(figures)
+    else:
+        for line in profile.lines(figures):
+            say(line)
 
 
 def _show(checks: list[Check]) -> None:
