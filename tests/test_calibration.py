@@ -13,6 +13,7 @@ import pytest
 from conftest import MakeJudge, record
 from memalign import ConfigurationError, Scale
 from memalign.fitting import Case, fitted, softmax
+from memalign.memory import judge_settings
 from memalign.memory.revisions import Decision
 from memalign.memory.vote import cast, held, point, support
 from memalign.models import ChatReply, ChatRequest, TokenLogprobs
@@ -202,7 +203,7 @@ def vectors(n: int) -> Any:
 
 def test_the_vote_on_scores_is_a_number_between_its_neighbours() -> None:
     rows = vectors(5)
-    ballot = held(SCORE, {str(n): [n + 1] for n in range(5)}, lambda item: rows[int(item)])
+    ballot = held(SCORE, {str(n): [(1.0, n + 1)] for n in range(5)}, lambda item: rows[int(item)])
     assert ballot is not None
     votes = [ballot.count("new", row, own=True)[0][0] for row in rows]
     assert votes == sorted(votes)
@@ -213,7 +214,7 @@ def test_the_vote_on_scores_is_a_number_between_its_neighbours() -> None:
 
 def test_the_vote_on_categories_names_the_cases_of_the_winner() -> None:
     rows = np.eye(3, dtype=np.float32)
-    ballot = held(WORDS, {"0": ["good"], "1": ["fair"], "2": ["poor"]}, lambda item: rows[int(item)])
+    ballot = held(WORDS, {"0": [(1.0, "good")], "1": [(1.0, "fair")], "2": [(1.0, "poor")]}, lambda item: rows[int(item)])
     assert ballot is not None
     vote, carried = ballot.count("new", rows[1], own=True)
     assert int(np.argmax(support(WORDS, vote))) == 1
@@ -226,7 +227,7 @@ def test_the_vote_without_its_own_case_is_what_refitting_without_it_and_its_twin
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     for scale, level in ((WORDS, 0.0), (SCORE, 1.0)):
         values = [scale.values[number % len(scale.values)] for number in range(12)]
-        points = {str(number): point(scale, [value]) for number, value in enumerate(values)}
+        points = {str(number): point(scale, [(1.0, value)]) for number, value in enumerate(values)}
         ballot = cast(points, lambda item: rows[int(item)], level=level)
         from memalign.memory.vote import twins
 
@@ -237,7 +238,7 @@ def test_the_vote_without_its_own_case_is_what_refitting_without_it_and_its_twin
 
 
 def test_nothing_votes_on_pairs() -> None:
-    assert held(PAIR, {"0": ["a"]}, lambda item: np.ones(2)) is None
+    assert held(PAIR, {"0": [(1.0, "a")]}, lambda item: np.ones(2)) is None
 
 
 # With a judge
@@ -339,3 +340,21 @@ def test_pairs_are_calibrated_in_both_orders(make_judge: MakeJudge) -> None:
     calibration = judge.calibrate()
     assert calibration.decision.offsets in ((), (0.0, 0.0)) or calibration.decision.offsets == pytest.approx((0.0, 0.0), abs=1e-6)
     assert calibration.after.accuracy == 1.0
+
+
+def test_an_annotator_counts_by_weight_in_the_vote() -> None:
+    near = np.array([1.0, 0.0])
+    said = {"0": [(1.0, 1), (3.0, 5)], "1": [(0.0, 5)]}
+    ballot = held(SCORE, said, lambda _: near)
+    assert ballot is not None
+    assert list(ballot.place) == ["0"]  # an annotator of weight 0 is not heard
+    assert ballot.points[0] == pytest.approx((1 * -1 + 3 * 1) / 4)
+
+
+def test_weights_are_settings_of_the_judge(make_judge: MakeJudge, db: str) -> None:
+    judge = make_judge(memory=db, weights={"ann": 2.0, "ben": 0})
+    judge.memory.view()
+    assert (judge.memory.weight("ann"), judge.memory.weight("ben"), judge.memory.weight("cat")) == (2.0, 0.0, 1.0)
+    assert judge_settings(judge.memory.store, "polite")["weights"] == {"ann": 2.0, "ben": 0}
+    with pytest.raises(ConfigurationError, match="weights must be numbers from 0"):
+        make_judge(weights={"ann": -1})

@@ -77,10 +77,10 @@ def test_an_item_of_two_experts_stands_once_and_goes_with_its_last_record() -> N
     enter(index, {"x": AXES["x"]}, value="true")
     enter(index, {"x": AXES["y"], "y": AXES["y"]}, value="false")
     assert len(index) == 2
-    assert index.values(digest("x")) == ["true", "false"]
+    assert [value for _, value in index.said(digest("x"))] == ["true", "false"]
     assert index.vector(digest("x")) == pytest.approx(X)
     index.remove_records([0])
-    assert index.values(digest("x")) == ["false"]
+    assert [value for _, value in index.said(digest("x"))] == ["false"]
     index.remove_records([1, 99])
     assert digest("x") not in index
     assert names(index.nearest(X, 5, retrieval=ALL), AXES) == ["y"]

@@ -46,6 +46,7 @@ class Description:
         expected_score: bool = False,
         retention: Retention | None = None,
         retrieval: Retrieval | Mapping[str, Any] | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         """Describe a judge; nothing is opened yet.
 
@@ -57,10 +58,11 @@ class Description:
         the confidence below which it leaves an item to the experts (never); ``votes``: how many replies are counted (one, unless calibration
         counted more or a confidence is needed and comes from nothing else); ``both_orders``: pairwise, whether each pair is judged in both
         orders, at twice the calls (yes; in process no); ``expected_score``: whether a score is the one nearest to the mean under its
-        probabilities, not the likeliest (no); ``retention``: limits beyond which records are purged. Raises ConfigurationError.
+        probabilities, not the likeliest (no); ``retention``: limits beyond which records are purged; ``weights``: how much an annotator counts in
+        votes of the cases and in majorities (1 each; 0 is not heard there). Raises ConfigurationError.
         """
-        if not name.strip() or not instructions.strip():
-            raise ConfigurationError("a judge needs a name and instructions")
+        if not name.strip() or not instructions.strip() or (k or 0) < 0 or exemplars < 0:
+            raise ConfigurationError("a judge needs a name and instructions; k and exemplars must be 0 or more")
         self.name = name
         self.instructions = instructions.strip()
         self.scale = scale
@@ -68,9 +70,9 @@ class Description:
         self.reflection_model = model if reflection_model is None else reflection_model
         self.embedder = embedder
         self.location = memory
-        self.temperature = temperature
-        self.floor = floor
+        self.temperature, self.floor = temperature, floor
         self.retention = retention
+        self.weights = _checked(weights or {})
         self.retrieval = retrieval if isinstance(retrieval, Retrieval) else Retrieval.from_dict(retrieval or {})
         in_process = model_name(model).startswith("local/")
         self.k = (0 if in_process else 5) if k is None else k
@@ -81,8 +83,6 @@ class Description:
         self._session: Session | None = None
         self.revision: int | None = None
         """The revision it is pinned to by ``at``; None follows memory."""
-        if self.k < 0 or self.exemplars < 0:
-            raise ConfigurationError("k and exemplars must be 0 or more")
         if (abstain_below is not None and not 0 <= abstain_below <= 1) or (votes is not None and votes < 1):
             raise ConfigurationError("abstain_below is a confidence from 0 to 1, and votes are 1 or more")
 
@@ -120,6 +120,7 @@ class Description:
         return {
             "instructions": self.instructions,
             "scale": self.scale.to_dict(),
+            "weights": self.weights,
             "model": model_name(self.model),
             "reflection_model": None if self.reflection_model == self.model else model_name(self.reflection_model),
             "embedder": self.embedder if isinstance(self.embedder, str) else self.embedder.id,
@@ -177,3 +178,9 @@ class Description:
 def model_name(part: str | ChatModel) -> str:
     """The ``provider/model`` of a model, opened or not."""
     return part if isinstance(part, str) else part.name
+
+
+def _checked(weights: Mapping[str, float]) -> dict[str, float]:
+    if not all(isinstance(weight, int | float) and 0 <= weight < float("inf") for weight in weights.values()):
+        raise ConfigurationError(f"annotators' weights must be numbers from 0, not {dict(weights)}")
+    return dict(weights)

@@ -291,9 +291,14 @@ class Lookup:
         """The cases of a view, ready to vote; None when there are none, or none that can."""
         with self._lock:
             if self._ballots is None or self._ballots[0] != view.revision:
-                verdicts = {item_id: self._search.values(item_id) for item_id in self._search.newest(vote.MOST_CASES)}
-                self._ballots = (view.revision, vote.held(self.scale, verdicts, self._search.vector))
+                said = {item_id: self._search.said(item_id) for item_id in self._search.newest(vote.MOST_CASES)}
+                weighed = {item_id: [(self.weight(annotator), value) for annotator, value in records] for item_id, records in said.items()}
+                self._ballots = (view.revision, vote.held(self.scale, weighed, self._search.vector))
             return self._ballots[1]
+
+    def weight(self, annotator: str) -> float:
+        """How much an annotator counts in votes and majorities."""
+        return float((self._settings.get("weights") or {}).get(annotator, 1.0))
 
     @cached_property
     def scale(self) -> Scale:

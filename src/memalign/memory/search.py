@@ -80,10 +80,10 @@ class Search:
         with self._lock:
             return self._index.vector(item_id)
 
-    def values(self, item_id: str) -> list[Any]:
-        """The experts' verdicts on an item, oldest first."""
+    def said(self, item_id: str) -> list[tuple[str, Any]]:
+        """Annotator and verdict of the records on an item, oldest first."""
         with self._lock:
-            return [json.loads(value) for value in self._index.values(item_id)]
+            return [(annotator, json.loads(value)) for annotator, value in self._index.said(item_id)]
 
     def nearest(self, query: Vectors, k: int, *, floor: float, exclude: str | None, item: Item | None = None) -> list[tuple[str, float]]:
         """At most k items to show for a query, best first, with their cosine similarity. Raises EmbeddingError."""

@@ -71,12 +71,12 @@ def positions(scale: Scale) -> Points:
     return np.linspace(-1.0, 1.0, len(scale.labels))
 
 
-def point(scale: Scale, values: Sequence[Any]) -> Points:
-    """The mean of some experts' verdicts on one item as a point, shape (columns,); on the boolean scale yes is (.5, -.5)."""
-    places = [scale.values.index(value) for value in values]
+def point(scale: Scale, verdicts: Sequence[tuple[float, Any]]) -> Points:
+    """The weighted mean of some experts' verdicts on one item as a point, shape (columns,); on the boolean scale yes is (.5, -.5)."""
+    weights, places = [weight for weight, _ in verdicts], [scale.values.index(value) for _, value in verdicts]
     if scale.ordinal:
-        return np.asarray(positions(scale)[places].mean(keepdims=True))
-    return np.asarray(np.eye(len(scale.labels))[places].mean(axis=0) - 1.0 / len(scale.labels))
+        return np.asarray([np.average(positions(scale)[places], weights=weights)])
+    return np.asarray(np.average(np.eye(len(scale.labels))[places], axis=0, weights=weights) - 1.0 / len(scale.labels))
 
 
 def support(scale: Scale, vote: Sequence[float]) -> Points:
@@ -106,9 +106,9 @@ def cast(points: Mapping[str, Points], vector: Callable[[str], Vectors], *, leve
     )
 
 
-def held(scale: Scale, verdicts: Mapping[str, Sequence[Any]], vector: Callable[[str], Vectors]) -> Ballot | None:
-    """The ballot of item id -> experts' values, oldest first; None when nothing can vote."""
-    newest = list(verdicts)[-MOST_CASES:]
+def held(scale: Scale, verdicts: Mapping[str, Sequence[tuple[float, Any]]], vector: Callable[[str], Vectors]) -> Ballot | None:
+    """The ballot of item id -> (expert's weight, value), oldest first; None when nothing can vote."""
+    newest = [item_id for item_id, said in verdicts.items() if any(weight > 0 for weight, _ in said)][-MOST_CASES:]
     if not newest or not votes_on(scale):
         return None
     return cast({item_id: point(scale, verdicts[item_id]) for item_id in newest}, vector, level=LEVEL if scale.ordinal else 0.0)

@@ -66,11 +66,11 @@ class ItemIndex:
         found: Vectors = self.vectors(np.array([slot]))[0]
         return found
 
-    def values(self, item_id: str) -> list[str]:
-        """The experts' verdicts on an item, as canonical JSON, oldest first."""
-        slot = self.ids.slot(item_id)
+    def said(self, item_id: str) -> list[tuple[str, str]]:
+        """Annotator and verdict, as canonical JSON, of the records on an item, oldest first."""
+        slot, texts = self.ids.slot(item_id), self.facts.texts
         places = [] if slot is None else [*self.facts.of(slot)]
-        return [self.facts.texts[self.facts["label"][place]] for place in reversed(places)]
+        return [(texts[self.facts["annotator"][place]], texts[self.facts["label"][place]]) for place in reversed(places)]
 
     # Growing and shrinking
 
