@@ -198,7 +198,7 @@ def _fresh(python: str, address: str, folder: Path, *arguments: str) -> dict[str
         "PYTHONPATH": f"{ROOT / 'src'}",
     }
     options = ["-m", "benchmarks.inside_mlflow", "--address", address, "--folder", str(folder), *arguments]
-    return fresh(options, python=python, timeout_seconds=1200.0, **environment)
+    return fresh(options, python=python, timeout_seconds=2400.0, **environment)
 
 
 if __name__ == "__main__":

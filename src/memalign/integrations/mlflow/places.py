@@ -6,6 +6,7 @@ import secrets
 import threading
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mlflow.genai.judges import Judge as BaseJudge
 import memalign
 from memalign import edge
 from memalign.errors import ConfigurationError, NotFound
+from memalign.integrations.mlflow.assessments import trace_ids
 from memalign.integrations.mlflow.embedding import embedder_of
 from memalign.integrations.mlflow.faults import as_mlflow, gone
 from memalign.integrations.mlflow.model import distilling_model, judging_model
@@ -66,6 +68,16 @@ class Reader:
             if self._opened is None:
                 self._opened = self._open()
             return self._opened
+
+    @cached_property
+    def trace_ids(self) -> list[str]:
+        """The traces that memory learned from, at this revision; MLflow asks for them with every row that it evaluates."""
+        return trace_ids(episode.feedback.id for episode in self.judge.memory.episodes())
+
+    @cached_property
+    def guidelines(self) -> list[tuple[str, list[str]]]:
+        """Text and traces of each guideline at this revision."""
+        return [(guideline.text, trace_ids(guideline.evidence_for)) for guideline in self.judge.memory.guidelines()]
 
     def writer(self, means: Means) -> memalign.Judge:
         """The memalign judge that goes on learning in the same memory; what is open already is used again."""

@@ -13,7 +13,6 @@ import mlflow
 from mlflow.genai.scorers import Scorer, get_scorer
 from mlflow.genai.scorers.base import SerializedScorer
 
-from memalign.integrations.mlflow.assessments import trace_ids
 from memalign.integrations.mlflow.faults import refused
 from memalign.integrations.mlflow.judge import AlignedJudge
 from memalign.integrations.mlflow.places import Means, Place, Reader, whereabouts
@@ -41,14 +40,12 @@ def load_judge(name: str, *, experiment_id: str | None = None, version: int | No
 
 def serialised(judge: AlignedJudge) -> dict[str, Any]:
     """A judge in MLflow's form of a judge with memory, so that an MLflow without memalign reads guidelines and traces; and our own part."""
-    means, memory = judge._reader.means, judge.memory
+    means = judge._reader.means
     local = means.embedding_model is None or means.embedding_model.startswith("local")
     data = {
         "base_judge": judge.base.model_dump(),
-        "episodic_trace_ids": trace_ids(episode.feedback.id for episode in memory.episodes()),
-        "semantic_memory": [
-            {"guideline_text": guideline.text, "source_trace_ids": trace_ids(guideline.evidence_for) or None} for guideline in memory.guidelines()
-        ],
+        "episodic_trace_ids": judge._reader.trace_ids,
+        "semantic_memory": [{"guideline_text": text, "source_trace_ids": sources or None} for text, sources in judge._reader.guidelines],
         "reflection_lm": means.reflection_lm,
         "retrieval_k": means.retrieval_k or 5,
         "embedding_model": None if local else means.embedding_model,
