@@ -69,7 +69,7 @@ def test_a_sound_memory_is_found_sound(run: Run, taught: str) -> None:
         ("UPDATE feedback SET distilled = 2", "judge 'polite': 12 feedback version(s) belong to a revision that is not in the log"),
         ("UPDATE revision SET number = 3", "judge 'polite': 2 revision(s) missing in the log"),
         ("UPDATE judge SET settings = '{'", "judge 'polite': its settings cannot be read"),
-        ("UPDATE embedding SET dimension = 7", "12 vector(s) are not what their dimension says, or not finite"),
+        ("UPDATE embedding SET dimension = 7", "24 vector(s) are not what their dimension says, or not finite"),
         (
             "INSERT INTO feedback SELECT 1000 + row, judge_id, id, 2, item_id, inputs, outputs, expectations, value, rationale, annotator, source,"
             " created_at, stored_at, judged, content_hash, since, until, distilled FROM feedback WHERE row <= 2",
