@@ -42,7 +42,7 @@ $(VENV)/test.stamp: requirements/test.txt $(VENV)/run.stamp
 
 $(VENV)-%/stamp: requirements/%.txt $(VENV)/test.stamp
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $<
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --require-hashes -r $<
 	$(BIN)/python -c "$(SITE)" > $$($(@D)/bin/python -c "$(SITE)")/venv.pth
 	touch $@
 
