@@ -218,7 +218,8 @@ def test_an_unknown_way_to_verify_is_an_error(make_judge: MakeJudge) -> None:
 def test_a_changed_record_takes_its_guideline_with_it_and_the_old_reason_is_never_read_again(make_judge: MakeJudge) -> None:
     model = ScriptedChatModel(expert)
     judge = make_judge(model)
-    judge.align([record(1, "apologise"), record(2, "apologise"), record(3, "greet first")])
+    judge.align([record(1, "apologise"), record(2, "apologise")])
+    judge.align([record(3, "greet first")])
     model.requests.clear()
     report = judge.align([record(1, "be brief", value=True)])
     prompt = str([request.messages for request in model.requests if request.purpose == "distil"])
@@ -245,6 +246,68 @@ def test_the_old_reason_of_a_changed_record_is_in_no_later_prompt(make_judge: Ma
     judge.align([record(2, "be brief")])
     assert purposes(model) == {"distil": 2, "judge": 1, "relate": 1}
     assert "obsolete" not in str([request.messages for request in model.requests])
+
+
+def copying(request: ChatRequest) -> dict[str, Any]:
+    """Takes over the word marmalade, from cases or guidelines, into every guideline it writes."""
+    if request.purpose != "distil":
+        return related()
+    word = " like marmalade" if "marmalade" in str(request.messages) else ""
+    return {"operations": [add(number, decide=f"heed {reason}{word}") for number, _, reason in shown_cases(request)]}
+
+
+def told(model: ScriptedChatModel) -> str:
+    return str([request.messages for request in model.requests])
+
+
+def test_an_overwrite_is_distilled_by_a_call_that_reads_no_guideline_with_the_old_text(make_judge: MakeJudge) -> None:
+    """Neither one that came from a prompt with the old text, nor one that took its words over from such a one."""
+    model = ScriptedChatModel(copying)
+    judge = make_judge(model)
+    judge.align([record(1, "no marmalade"), record(2, "greet first")])
+    judge.align([record(3, "sign it")])
+    judge.align([record(4, "date it")])
+    assert all("marmalade" in text for text in texts(judge))
+    judge.memory.edit(judge.memory.guidelines()[3].id, "Write the date.")
+    model.requests.clear()
+    judge.overwrite(record(1, "be brief"))
+    assert purposes(model) == {"distil": 1}
+    assert "marmalade" not in told(model)
+    assert shown_guidelines(model.requests[0]) == {"g4": "Write the date."}
+    assert [guideline.id for guideline in judge.memory.guidelines()] == ["g2", "g3", "g4", "g5"], "those that were withheld hold on"
+    judge.align([record(5, "thank them")])
+    assert set(shown_guidelines(model.requests[1])) == {"g2", "g3", "g4", "g5"}, "and are shown again when nothing replaced is distilled"
+
+
+def test_what_an_overwrite_could_not_distil_at_once_is_distilled_without_the_old_text_too(make_judge: MakeJudge) -> None:
+    down = [False]
+
+    def answer(request: ChatRequest) -> Any:
+        return ModelUnavailable("down") if down[0] else copying(request)
+
+    model = ScriptedChatModel(answer)
+    judge = make_judge(model)
+    judge.align([record(1, "no marmalade"), record(2, "no marmalade"), record(3, "greet first")])
+    down[0] = True
+    assert judge.overwrite(record(1, "be brief")).unconsumed == 2
+    assert judge.unalign(record(1).id).unconsumed == 1, "of what rested on the old text, one record is left"
+    model.requests.clear()
+    down[0] = False
+    judge.align()
+    assert [reason for _, _, reason in shown_cases(model.requests[0])] == ["no marmalade"]
+    assert shown_guidelines(model.requests[0]) == {}
+
+
+def test_what_is_distilled_again_joins_a_withheld_guideline_that_says_the_same(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(expert)
+    judge = make_judge(model)
+    judge.align([record(1, "apologise"), record(2, "always greet them first")])
+    model.requests.clear()
+    report = judge.overwrite(record(1, "do greet them first, always"))
+    assert purposes(model) == {"distil": 1}, "likeness decides, and no model reads what is withheld"
+    assert ([g.id for g in report.joined], report.added) == (["g2"], ())
+    assert texts(judge) == ["When a reply is judged, heed always greet them first."]
+    assert judge.memory.guidelines()[0].evidence_for == (record(2).id, record(1).id)
 
 
 def test_a_change_back_before_it_was_learned_is_learned_as_it_stands(make_judge: MakeJudge) -> None:

@@ -21,6 +21,7 @@ from memalign.errors import MemalignError, StoreBusy
 from memalign.memory import Memory, episodic, revisions, semantic, tombstones
 from memalign.memory.episodic import Stored
 from memalign.memory.log import last_verdict
+from memalign.memory.replaced import carriers
 from memalign.records import Feedback
 from memalign.rendering import search_text
 from memalign.session import Meter, Session
@@ -77,7 +78,7 @@ async def _learn(
     progress: Progress,
 ) -> AlignReport | None:
     """Distil what waits, and commit it; None when a purge came between: what models said before it is thrown away, since it may rest on what went."""
-    plan = await asyncio.to_thread(_plan, session.memory)
+    plan = await asyncio.to_thread(_plan, session.memory, task.instructions)
     texts = {stored.content_hash: search_text(stored.feedback.item) for stored in plan.waiting if stored.since is None}
     embedding = asyncio.create_task(session.vectors(meter, texts))
     try:
@@ -131,7 +132,7 @@ def _record(memory: Memory, feedback: list[Feedback]) -> Counter[str]:
     return seen
 
 
-def _plan(memory: Memory) -> Plan:
+def _plan(memory: Memory, instructions: str) -> Plan:
     judge_id = memory.judge_id
     with memory.store.reading() as connection:
         waiting = episodic.waiting(connection, judge_id)
@@ -140,13 +141,11 @@ def _plan(memory: Memory) -> Plan:
         again = episodic.by_rows(connection, sorted(semantic.remaining_evidence(connection, judge_id, old)))
         revision, purged = revisions.standing(connection, judge_id)
         current = semantic.at(connection, judge_id, revision)
-    live = {stored.feedback.id for stored in waiting}
-    return Plan(
-        waiting=waiting,
-        again=[stored for stored in again if stored.feedback.id not in live],
-        guidelines=[g for g in current if g.state in HELD and (g.pinned or not set(g.evidence_for) & set(replaced))],
-        purged=purged,
-    )
+        live = {stored.feedback.id for stored in waiting}
+        again = [stored for stored in again if stored.feedback.id not in live]
+        staying = [g for g in current if g.state in HELD and (g.pinned or not set(g.evidence_for) & set(replaced))]
+        withheld = carriers(connection, judge_id, [*waiting, *again], staying, instructions=instructions)
+    return Plan(waiting=waiting, again=again, guidelines=staying, withheld=withheld, purged=purged)
 
 
 def _to_distil(stored: Stored, plan: Plan) -> bool:

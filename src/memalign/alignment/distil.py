@@ -12,7 +12,7 @@ from memalign.alignment.drafted import Drafted, carry_out, drafted, listed, read
 from memalign.alignment.joining import Joining
 from memalign.alignment.operations import Rejected, check
 from memalign.alignment.plan import Plan, Proposal
-from memalign.alignment.relate import Held, alike, named, nominated
+from memalign.alignment.relate import Held, Relations, alike, named, nominated
 from memalign.alignment.report import FailedBatch
 from memalign.alignment.screen import Case, cases, paired
 from memalign.alignment.support import unsupported
@@ -69,7 +69,7 @@ class Distilling:
         if not self.pace.gist:
             await self._relate(0)
         for first in range(0, len(batches), self.pace.width):
-            seen = listed(self.plan.guidelines, self.result.proposals)
+            seen = listed(self._readable, self.result.proposals)
             before = len(self.result.proposals)
             wave = enumerate(batches[first : first + self.pace.width], start=first)
             await asyncio.gather(*(self._batch(number, batch, seen) for number, batch in wave))
@@ -135,33 +135,54 @@ class Distilling:
         fresh = [proposal for proposal in self.result.proposals[first:] if proposal.text and proposal.guideline_id is None]
         if not fresh:
             return
-        records = self.plan.records
-        unfounded = await unsupported(self.session, self.meter, fresh, records)
+        unfounded = await unsupported(self.session, self.meter, fresh, self.plan.records)
         self.result.rejected += [Rejected(proposal.text, reason) for proposal, reason in unfounded]
         dropped = [proposal for proposal, _ in unfounded]
         self.result.proposals = [proposal for proposal in self.result.proposals if proposal not in dropped]
         fresh = [proposal for proposal in fresh if proposal not in dropped]
         older = [p for p in self.result.proposals if p.text and p.guideline_id is None and p.state != "superseded" and p not in fresh]
-        held = [Held(guideline.text, guideline=guideline) for guideline in self.plan.guidelines]
-        held += [Held(proposal.text, proposal=proposal) for proposal in [*older, *fresh]]
+        readable = self.plan.guidelines if self.pace.gist else self._readable
+        await self._compare([Held(g.text, guideline=g) for g in readable], [Held(p.text, proposal=p) for p in [*older, *fresh]])
+        if len(readable) < len(self.plan.guidelines):
+            await self._compare_unread([p for p in fresh if p in self.result.proposals and p.guideline_id is None and p.state is None])
+
+    @property
+    def _readable(self) -> list[Guideline]:
+        return [guideline for guideline in self.plan.guidelines if guideline.id not in self.plan.withheld]
+
+    async def _compare(self, known: Sequence[Held], proposed: Sequence[Held]) -> None:
+        """Relate proposals to guidelines and to each other, and act on it."""
+        held = [*known, *proposed]
         if len({one.proposal.batch if one.proposal else None for one in held}) < 2 and not self.pace.gist:
             return  # a batch's own proposals know each other
-        self.result.vectors |= await self.session.vectors(self.meter, {content_hash(one.text): one.text for one in held})
+        await self._embed(held)
         if self.pace.gist:
-            relations = alike(held, self.result.vectors)
+            await self._act(held, alike(held, self.result.vectors))
         elif pairs := nominated(held, self.result.vectors):
-            relations = await named(self.session, self.meter, held, pairs)
-        else:
-            return
+            await self._act(held, await named(self.session, self.meter, held, pairs))
+
+    async def _compare_unread(self, fresh: Sequence[Proposal]) -> None:
+        """Relate proposals to the guidelines that are withheld from models: likeness alone decides."""
+        known = [Held(guideline.text, guideline=guideline) for guideline in self.plan.guidelines if guideline.id in self.plan.withheld]
+        for proposal in fresh:
+            held = [*known, Held(proposal.text, proposal=proposal)]
+            await self._embed(held)
+            await self._act(held, alike(held, self.result.vectors))
+
+    async def _embed(self, held: Sequence[Held]) -> None:
+        self.result.vectors |= await self.session.vectors(self.meter, {content_hash(one.text): one.text for one in held})
+
+    async def _act(self, held: Sequence[Held], relations: Relations) -> None:
         contested = [held[place].guideline for found in relations.conflicts for place in found[:2]]
         support = await asyncio.to_thread(_records_of, self.session.memory, [guideline for guideline in contested if guideline is not None])
         reworded = {p.guideline_id for p in self.result.proposals if p.text and p.guideline_id is not None}
-        joining = Joining(held, support, records, reworded=reworded, weight=self.session.memory.weight)
+        joining = Joining(held, support, self.plan.records, reworded=reworded, weight=self.session.memory.weight)
         joining.act(relations)
         self.result.proposals = [proposal for proposal in self.result.proposals if proposal not in joining.gone]
 
     def _key(self) -> str:
-        return content_hash(self.session.reflection_model.name, self.task.instructions, self.task.scale.labels, self.pace.gist)
+        asked = (self.session.reflection_model.name, self.task.instructions, self.task.scale.labels, self.pace.gist)
+        return content_hash(*asked, *([sorted(self.plan.withheld)] if self.plan.withheld else []))
 
 
 def _keep(memory: Memory, key: str, rows: set[int], content: object, purged: int) -> None:

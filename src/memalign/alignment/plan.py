@@ -69,6 +69,8 @@ class Plan:
     """Evidence of guidelines that rest on a version about to be replaced: it is distilled again, without the old text."""
     guidelines: list[Guideline]
     """Those that will stay: active, candidate or quarantined."""
+    withheld: frozenset[str] = frozenset()
+    """Of these the ids of those that no distilling model may read: they may say what experts have replaced."""
     purged: int = 0
     """The revision of the newest purge of then: after another one, nothing that came of this plan may be stored."""
     embedded: dict[str, Vectors] = field(default_factory=dict)

@@ -51,8 +51,8 @@ def closure(connection: Connection, judge_id: int, records: Sequence[Stored], *,
     """What came from some records, given with all their versions. ``everything``: all guidelines go, those written by hand as well."""
     rows = [stored.row for stored in records]
     texts = [text for stored in records for text in (*texts_of(stored.feedback), stored.feedback.id, stored.feedback.annotator)]
-    grams = distinctive(texts, (instructions, *_texts_kept(connection, judge_id, set(rows))))
-    tainted = _linked(connection, schema.taint, rows)
+    grams = distinctive(texts, (instructions, *texts_kept(connection, judge_id, set(rows))))
+    tainted = linked(connection, schema.taint, rows)
     every = connection.execute(select(schema.guideline).where(schema.guideline.c.judge_id == judge_id)).all()
     handmade = {row.row for row in every} - set(connection.execute(select(schema.taint.c.guideline_row).distinct()).scalars())
     gone = [
@@ -60,7 +60,7 @@ def closure(connection: Connection, judge_id: int, records: Sequence[Stored], *,
         for row in every
         if everything or row.row in tainted or (grams and carries(f"{row.text}\n{row.scope}", grams, runs_only=row.row in handmade))
     ]
-    gone_rows, cited = {row.row for row in gone}, _linked(connection, schema.evidence, rows)
+    gone_rows, cited = {row.row for row in gone}, linked(connection, schema.evidence, rows)
     by_id = {guideline.id: guideline for guideline in semantic.at(connection, judge_id, revisions.current(connection, judge_id))}
     now = {row.row: by_id[row.id] for row in every if row.until is None and row.state != "retired" and row.id in by_id}
     return Closure(
@@ -132,7 +132,7 @@ def _evidence_left(connection: Connection, found: Closure) -> set[int]:
     return left - gone
 
 
-def _texts_kept(connection: Connection, judge_id: int, gone: set[int]) -> Iterator[str]:
+def texts_kept(connection: Connection, judge_id: int, gone: set[int]) -> Iterator[str]:
     """What the judge's other records say, whatever their state, version by version."""
     table = schema.feedback
     columns = [table.c.row, table.c.inputs, table.c.outputs, table.c.expectations, table.c.rationale, table.c.source, table.c.id, table.c.annotator]
@@ -166,7 +166,7 @@ def _orphans(connection: Connection) -> list[str]:
     return sorted(set(connection.execute(select(schema.vector.c.content_hash).distinct()).scalars()) - used)
 
 
-def _linked(connection: Connection, link: Table, rows: Sequence[int]) -> set[int]:
+def linked(connection: Connection, link: Table, rows: Sequence[int]) -> set[int]:
     """Rows of the guideline versions that a table links with some feedback."""
     return {
         row for chunk in _chunks(rows) for row in connection.execute(select(link.c.guideline_row).where(link.c.feedback_row.in_(chunk))).scalars()

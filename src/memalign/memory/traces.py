@@ -18,11 +18,14 @@ Gram = tuple[str, ...]
 """A word, or a run of words."""
 
 
-def distinctive(gone: Iterable[str], kept: Iterable[str]) -> set[Gram]:
-    """Words, and runs of three, that stand in texts that go and in none that stays: a text that has one of them has it from there."""
-    found = set[Gram]()
-    for text in gone:
-        found |= _grams(text)
+def distinctive(gone: Iterable[str], kept: Iterable[str], *, within: Iterable[str] | None = None) -> set[Gram]:
+    """Words, and runs of three, that stand in texts that go and in none that stays: a text that has one of them has it from there.
+
+    ``within``: only those that stand in one of these texts as well.
+    """
+    found = set[Gram]().union(*map(_grams, gone))
+    if within is not None:
+        found &= set[Gram]().union(*map(_grams, within))
     for text in kept:
         if not found:
             break
