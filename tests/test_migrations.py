@@ -50,8 +50,9 @@ def released(backend: str, db: str, request: pytest.FixtureRequest) -> Iterator[
 def _filled(location: str, version: str, connect: Callable[[], Any], dialect: str) -> str:
     engine = create_engine(dialect, creator=connect)
     with engine.begin() as connection:
-        migrate(connection, version)
+        migrate(connection, "0001")
         _fill(connection)
+        migrate(connection, version)
     engine.dispose()
     return location
 
@@ -103,11 +104,11 @@ def opened(location: str) -> Iterator[Any]:
         yield store
 
 
-@pytest.mark.parametrize("extension", [False, True])
-def test_the_first_release_comes_up_with_all_it_holds(released: Released, make_judge: MakeJudge, extension: bool) -> None:
-    location = released("0001", extension)
+@pytest.mark.parametrize(("version", "extension"), [("0001", False), ("0001", True), ("0002", True)])
+def test_an_earlier_schema_comes_up_with_all_it_holds(released: Released, make_judge: MakeJudge, version: str, extension: bool) -> None:
+    location = released(version, extension)
     with opened(location) as store:
-        assert store.upgrade() == ("0001", HEAD)
+        assert store.upgrade() == (version, HEAD)
         with store.reading() as connection:
             vectors = connection.execute(select(schema.vector).order_by(schema.vector.c.content_hash)).all()
             assert integrity.faults(connection) == []

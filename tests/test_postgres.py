@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
-from sqlalchemy import insert, select, text
+from sqlalchemy import Text, insert, select, text
 
 from conftest import MakeJudge, record
 from memalign import Judge, Scale
@@ -22,6 +22,7 @@ from memalign.models.scripted import ScriptedChatModel
 from memalign.records import Usage
 from memalign.stores import Store, open_store, schema, shown
 from memalign.stores.postgres import _add_extension
+from memalign.stores.types import Numbers, Words
 from pgserving import GUARDED, PASSWORD, Server
 
 MakeDb = Callable[[], str]
@@ -347,3 +348,22 @@ def test_a_vacuum_gives_space_back_and_keeps_the_rest(make_judge: MakeJudge, mak
         with store.reading() as connection:
             assert len(connection.execute(select(schema.feedback)).all()) == 20
         assert store.faults() == []
+
+
+def test_the_planner_keeps_no_samples_of_what_people_and_models_wrote(make_judge: MakeJudge, make_db: MakeDb) -> None:
+    """They lie outside the tables, where no purge reaches them."""
+    url = make_db()
+    make_judge(memory=url).align([record(number, f"reason {number}") for number in range(20)])
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ANALYZE")
+        sampled = connection.execute("SELECT tablename, attname FROM pg_stats WHERE schemaname = 'memalign'").fetchall()
+    content = {
+        (table.name, column.name)
+        for table in schema.metadata.sorted_tables
+        for column in table.columns
+        if isinstance(column.type, Text | Words | Numbers)
+    }
+    plain = {("judge", "name"), ("judge", "settings"), ("revision", "actor"), ("revision", "counts"), ("revision", "decision")}
+    plain |= {("embedding", "embedder"), ("ledger", "model")}
+    assert ("feedback", "content_hash") in sampled
+    assert not set(sampled) & (content - plain)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, insert, select
 
 from memalign.errors import ConfigurationError
-from memalign.memory import archive, episodic, questions, revisions, semantic
+from memalign.memory import archive, episodic, purging, questions, revisions, semantic
 from memalign.memory.archive import Line
 from memalign.memory.restore import put_vectors
+from memalign.memory.traces import carries, distinctive
 from memalign.records import GuidelineState
+from memalign.rendering import value_text
 from memalign.stores import schema
 
 _TABLE = schema.feedback
@@ -73,6 +77,8 @@ class Merge:
         """Those of them that hold: only they can be evidence."""
         self._gone: set[str] = set()
         """Records of the file that were purged here."""
+        self._unsaid: list[str] = []
+        """What they say."""
         self._brought: set[int] = set()
         """Rows that this merge made."""
         self._replaced: list[int] = []
@@ -120,6 +126,7 @@ class Merge:
         for fields in page:
             if fields["id"] in gone:
                 self.done.buried += fields["until"] is None
+                self._unsaid += _texts(fields)
             else:
                 self._record(fields, held[fields["id"]], (fields["id"], fields["version"]) in linked)
 
@@ -221,12 +228,13 @@ class Merge:
         open_ = [question for question in asked if all(key is None or key in {held["id"] for held in guidelines} for key in _about(question))]
         quarantined = {key for question in open_ for key in _about(question)}
         here: dict[str, str] = {}
+        purged = self._of_purged(guidelines)
         for held in guidelines:
             signs = {self._places[key, version]: sign for key, version, sign in held["evidence"] if (key, version) in self._live}
             taint = {self._places[key, version] for key, version in held["taint"] if (key, version) in self._places}
             known = same.get(semantic.normalised(held["text"]))
             unsupported = bool(held["evidence"]) and not held["pinned"] and not any(sign > 0 for sign in signs.values())
-            if unsupported or any(key in self._gone for key, _ in held["taint"]):
+            if unsupported or held["id"] in purged:
                 self.done.guidelines_left_out.append(held["id"])
                 episodic.mark_distilled(connection, [row for row, sign in signs.items() if sign > 0], None)
             elif known is not None:
@@ -245,6 +253,18 @@ class Merge:
                 questions.ask(connection, judge_id, revision, about[0], about[1])
         questions.settle(connection, judge_id, revision)
         return bool(self.done.guidelines_added or self.done.guidelines_joined)
+
+    def _of_purged(self, guidelines: list[dict[str, Any]]) -> set[str]:
+        """Ids of the guidelines that were made with a purged record in sight, or carry words that only purged records of the file brought."""
+        settings = self._connection.execute(select(schema.judge.c.settings).where(schema.judge.c.id == self._judge_id)).scalar_one()
+        told = {held["id"]: f"{held['text']}\n{held['scope']}" for held in guidelines}
+        kept = chain((json.loads(settings)["instructions"],), purging.texts_kept(self._connection, self._judge_id, set()))
+        grams = distinctive(self._unsaid, kept, within=told.values())
+        return {
+            held["id"]
+            for held in guidelines
+            if any(key in self._gone for key, _ in held["taint"]) or carries(told[held["id"]], grams, runs_only=not held["taint"])
+        }
 
     def _join(self, guideline_id: str, signs: dict[int, int]) -> None:
         row = semantic.live(self._connection, self._judge_id, guideline_id).row
@@ -272,6 +292,12 @@ class Merge:
 
 def _same(held: Row[Any], row: Mapping[str, Any]) -> bool:
     return all(getattr(held, name) == row[name] for name in _SAYS)
+
+
+def _texts(fields: Mapping[str, Any]) -> list[str]:
+    """All that a record of the file says."""
+    parts = [value_text(fields[name]) for name in ("inputs", "outputs", "expectations") if fields[name] is not None]
+    return [*parts, *(fields[name] for name in ("rationale", "source", "id", "annotator"))]
 
 
 def _about(question: Mapping[str, Any]) -> tuple[Any, Any]:

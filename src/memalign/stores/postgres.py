@@ -77,7 +77,7 @@ class PostgresStore(Database):
                 connection.execute(f'VACUUM (FULL, ANALYZE) "{NAMESPACE}"."{table.name}"')
 
     def find(self, passages: Sequence[bytes]) -> dict[str, int]:
-        """Searched: all rows of all tables, as a dump would hold them; vectors left out. The server's files are its own."""
+        """Searched: all rows of all tables, as a dump would hold them, without vectors, and the planner's samples. The server's files are its own."""
         found: dict[str, int] = {}
         self.upgrade()
         with self._translating(), self._connect() as connection, connection.cursor() as cursor:
@@ -86,6 +86,9 @@ class PostgresStore(Database):
                 if columns:
                     with cursor.copy(f'COPY "{NAMESPACE}"."{table.name}" ({columns}) TO STDOUT') as copy:
                         found[table.name] = len(found_in(map(bytes, copy), passages))
+            if passages:
+                samples = cursor.execute("SELECT convert_to(s::text, 'UTF8') FROM pg_stats s WHERE schemaname = %s", (NAMESPACE,))
+                found["samples of the planner"] = len(found_in((row[0] for row in samples), passages))
         return {table: count for table, count in found.items() if count}
 
     @contextmanager
