@@ -12,12 +12,13 @@ import pytest
 from conftest import MakeJudge, add, distilled, record, related, says, shown_guidelines
 from memalign import Judge
 from memalign.alignment.conflicts import Side, settle
+from memalign.alignment.joining import Joining
 from memalign.alignment.plan import Proposal
-from memalign.alignment.relate import Held, alike, content_words, forbids, nominated, read
+from memalign.alignment.relate import Held, Relations, alike, content_words, forbids, nominated, read
 from memalign.memory.episodic import Stored
 from memalign.models import ChatRequest
 from memalign.models.scripted import ScriptedChatModel
-from memalign.records import content_hash
+from memalign.records import Guideline, content_hash
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
@@ -303,6 +304,20 @@ def test_candidates_are_compared_but_not_shown(make_judge: MakeJudge, monkeypatc
     assert list(shown_guidelines(model.requests[-2])) == ["g2"]
     assert texts(judge) == [heed("a date is named")], "three cases are more than two"
     assert texts(judge, "candidate") == [heed("be brief")]
+
+
+@pytest.mark.parametrize(("hour", "superseded"), [(5, "active"), (0, "candidate")])
+def test_a_candidate_that_gains_evidence_meets_what_contradicts_it(hour: int, superseded: str) -> None:
+    """Else both would be read side by side, as soon as the candidate is read again."""
+    active = Guideline(id="g1", version=1, text="Name a date.")
+    candidate = Guideline(id="g2", version=1, text="Never name a date.", state="candidate")
+    fresh = Proposal(text="Do not name dates.", batch=0, evidence={hour})
+    found = [Held(candidate.text, guideline=candidate), Held(active.text, guideline=active), Held(fresh.text, proposal=fresh)]
+    joining = Joining(found, {"g1": [stored("ann", hour=3)]}, {hour: stored("ann", hour=hour)})
+    joining.act(Relations(duplicates=[[0, 2]], conflicts=[(1, 2, "", "")]))
+    assert fresh.guideline_id == "g2"
+    assert fresh.state == (None if superseded == "active" else "superseded")
+    assert fresh.others["g1"].state == ("superseded" if superseded == "active" else None)
 
 
 def test_a_proposal_that_adds_nothing_is_no_version(make_judge: MakeJudge) -> None:

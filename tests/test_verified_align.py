@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from conftest import MakeJudge, expert, record, says
+from conftest import MakeJudge, expert, record, related, says
 from memalign import Judge
 from memalign.errors import ModelUnavailable
 from memalign.models import ChatReply, ChatRequest
@@ -80,6 +80,25 @@ def test_a_guideline_that_breaks_is_kept_as_a_candidate_and_not_read(make_judge:
     assert (tried.outcome, tried.broken, tried.reason) == ("refused", 1, refused.reason)
     assert (report.unconsumed, len(judge.memory.episodes())) == (0, 8), "the records are learned as cases"
     assert report.to_dict()["verification"]["refused"][0]["guideline_id"] == "g2"
+
+
+def test_records_of_a_rule_that_a_newer_word_supersedes_protect_nothing(make_judge: MakeJudge) -> None:
+    """Else a reversal could never stand: the verdicts that the experts turned away from would all be broken by it."""
+
+    def answer(request: ChatRequest) -> Any:
+        if request.purpose == "relate":
+            return related(conflicts=[(1, 2)])
+        if request.purpose != "verify":
+            return expert(request)
+        system = request.messages[0].content
+        return says("no" if number_of(request) < 100 and "heed brevity" in system and "heed length" not in system else "yes")
+
+    judge = make_judge(ScriptedChatModel(answer))
+    judge.align(lessons(*["brevity"] * 4), verify="full")
+    assert states(judge) == {"brevity": "active"}
+    report = judge.align([record(number, "length", value=True) for number in range(11, 17)], verify="full")
+    assert states(judge) == {"brevity": "superseded", "length": "active"}
+    assert (len(report.verification.fixed), report.verification.refused) == (6, ())
 
 
 def test_each_records_own_case_is_hidden(make_judge: MakeJudge) -> None:

@@ -142,6 +142,12 @@ def test_what_fixes_nothing_without_its_culprit_is_refused_as_well() -> None:
     ]
 
 
+def test_the_errors_of_a_refused_change_are_not_held_against_the_rest() -> None:
+    fake = Fake(lambda number, texts, _: "bad" not in texts if number < 100 else "bad" in texts)
+    trial = tried(fake, ["idle", "bad"], cases(1, 2, 3, 4, 5, 100, of=dict.fromkeys(range(1, 6), 1)))
+    assert (trial.accepted, trial.refused) == (["idle"], ["bad"])
+
+
 def test_a_set_that_breaks_ever_new_records_is_refused_in_the_end() -> None:
     """Each subset breaks another record, so no culprit makes the rest harmless."""
     fake = Fake(lambda number, texts, _: number - 100 == len(texts) - 1 > 0)

@@ -37,6 +37,8 @@ class Joining:
         self._weight = weight
         self._reworded = set(reworded)
         self._stands_for: dict[int, int] = {}
+        self._revived: dict[int, Proposal] = {}
+        """Candidates that gain evidence, by place, and what brings it: they would be read again, so conflicts with them count."""
         self.gone: list[Proposal] = []
         """Proposals that became part of others."""
 
@@ -62,6 +64,8 @@ class Joining:
         self._stands_for[place] = kept
         if mine.guideline is not None:
             other.guideline_id, other.text, other.scope = mine.guideline.id, "", ""
+            if mine.guideline.state == "candidate":
+                self._revived[kept] = other
         elif mine.proposal is not None:
             _take(mine.proposal, other)
             self.gone.append(other)
@@ -86,11 +90,13 @@ class Joining:
         self._stands_for[newer] = older
 
     def _settle(self, first: int, second: int, when: str, then: str) -> None:
-        first, second = sorted((self._now(first), self._now(second)))
-        mine, other = self._held[first], self._held[second].proposal
-        if first == second or other is None or other.guideline_id is not None or other.state is not None or _decided(mine):
+        first, second = sorted((self._now(first), self._now(second)), key=lambda place: (place in self._revived, place))
+        mine, other = self._held[first], self._revived.get(second, self._held[second].proposal)
+        if first == second or other is None or (other.guideline_id is not None and second not in self._revived):
             return
-        sides = self._side(mine), self._side(self._held[second])
+        if other.state is not None or _decided(mine):
+            return
+        sides = self._side(first), self._side(second)
         scoped = _scoped(mine.text, self._held[second].text, when, then)
         outcome = settle(*sides, splits=scoped is not None, weight=self._weight)
         against = frozenset(other.evidence)
@@ -123,11 +129,13 @@ class Joining:
         elif mine.proposal is not None:
             mine.proposal.text = mine.text = text
 
-    def _side(self, one: Held) -> Side:
-        if one.guideline is not None:
-            return Side(one.guideline.pinned, self._records.get(one.guideline.id, ()))
-        cited = one.proposal.evidence if one.proposal is not None else ()
-        return Side(False, [self._rows[row] for row in sorted(cited) if row in self._rows])
+    def _side(self, place: int) -> Side:
+        one = self._held[place]
+        proposal = self._revived.get(place, one.proposal)
+        cited = [self._rows[row] for row in sorted(proposal.evidence) if row in self._rows] if proposal is not None else []
+        if one.guideline is None:
+            return Side(False, cited)
+        return Side(one.guideline.pinned, [*self._records.get(one.guideline.id, ()), *cited])
 
 
 def _take(kept: Proposal, other: Proposal) -> None:

@@ -71,7 +71,11 @@ def named(report: AlignReport, proof: Verification) -> AlignReport:
 
 
 def _cases(memory: Memory, plan: Plan, proposals: list[Proposal]) -> list[Case]:
-    """Every record that will hold after the alignment, with the proposals that rest on it."""
+    """Every record that will hold after the alignment, with the proposals that rest on it.
+
+    Records for what a newer word supersedes are left out: their verdicts are what the experts have turned away from, so nothing has to keep them.
+    """
+    outdated = _outdated(plan, proposals)
     rests: dict[int, set[int]] = {}
     for place, proposal in enumerate(proposals):
         for row in proposal.evidence | proposal.against:
@@ -84,7 +88,17 @@ def _cases(memory: Memory, plan: Plan, proposals: list[Proposal]) -> list[Case]:
             missed=None if stored.judged is None else stored.judged != stored.feedback.value,
         )
         for stored in held.values()
+        if stored.feedback.id not in outdated
     ]
+
+
+def _outdated(plan: Plan, proposals: list[Proposal]) -> set[str]:
+    """Ids of the records that superseded guidelines and proposals rest on."""
+    ids = {row: stored.feedback.id for row, stored in plan.records.items()}
+    gone = {other for proposal in proposals for other, revised in proposal.others.items() if revised.state == "superseded"}
+    lost = [proposal for proposal in proposals if proposal.state == "superseded" or proposal.guideline_id in gone]
+    found = {ids[row] for proposal in lost for row in proposal.evidence if row in ids}
+    return found.union(*(guideline.evidence_for for guideline in plan.guidelines if guideline.id in gone))
 
 
 def _tried(outcome: Literal["accepted", "refused", "overridden"], found: Verification | Refused, reason: str) -> Tried:

@@ -6,7 +6,7 @@ Each record's own case is hidden meanwhile; else every guideline would "fix" the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Generic, Literal, Protocol, TypeVar
@@ -90,7 +90,7 @@ async def verify(
     standing, refused, told = loud, list[T](), list[Refused]()
     first: _Comparison | None = None
     for last in [False] * (_ROUNDS - 1) + [True]:
-        found = await bench.compare(chosen, standing)
+        found = await bench.compare(chosen, standing, {place for place, change in enumerate(changes) if any(change is other for other in standing)})
         first, why = first or found, found.refusal()
         if why is None or trying.override or not found.enough:
             break
@@ -125,9 +125,9 @@ class _Bench(Generic[T]):
     done: int = 0
     total: int = 0
 
-    async def compare(self, cases: Sequence[Case], changes: Sequence[T]) -> _Comparison:
-        """Judge cases without and with the changes; what seems to be an effect is repeated."""
-        found = _Comparison(of_cases=len(cases))
+    async def compare(self, cases: Sequence[Case], changes: Sequence[T], places: Collection[int]) -> _Comparison:
+        """Judge cases without and with the changes, which stand at these places of all; what seems to be an effect is repeated."""
+        found = _Comparison(of_cases=len(cases), places=frozenset(places))
         async for place, outcome in self._outcomes(cases, changes):
             found.note(place, outcome)
         return found
@@ -208,6 +208,8 @@ class _Comparison:
     """What changes did to all cases, in the cases' order."""
 
     of_cases: int = 0
+    places: frozenset[int] = frozenset()
+    """Of the changes that were tried, among all."""
     outcomes: dict[int, _Outcome] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
@@ -229,6 +231,12 @@ class _Comparison:
         return sum(outcome.error for outcome in self.outcomes.values())
 
     @property
+    def due(self) -> int:
+        """The errors that the changes should fix: not those from which only other changes, refused by now, were learned."""
+        errors = [outcome.case for outcome in self.outcomes.values() if outcome.error]
+        return sum(not case.changes or bool(case.changes & self.places) for case in errors)
+
+    @property
     def enough(self) -> bool:
         return enough(len(self.outcomes), self.of_cases)
 
@@ -241,7 +249,7 @@ class _Comparison:
     def refusal(self) -> str | None:
         if not self.enough:
             return f"{len(self.failures)} of {self.of_cases} records could not be judged again; the first: {self.failures[0].error}"
-        return refusal(errors=self.errors, fixed=len(self.of("fixed")), broken=len(self.of("broken")))
+        return refusal(errors=self.due, fixed=len(self.of("fixed")), broken=len(self.of("broken")))
 
     def refused(self, text: str, reason: str, *, tried_with: int) -> Refused:
         """A change of the set that was compared, with the set's figures."""
