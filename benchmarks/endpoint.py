@@ -2,6 +2,7 @@
 
 450 ms to the first token, 80 tokens a second, 250 ms an embedding call of any size, no limit on concurrency. A token is four characters.
 The time that answering takes here is part of the delay, not added to it. ``GET /stats`` tells calls, tokens, texts and seconds by kind.
+``--answers`` names whose answers it gives: those of ``benchmarks.workload``, or of ``benchmarks.stream``, attentive or wordy. ``--swift``: no delays.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import sys
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
+from benchmarks import stream, workload
 from benchmarks.measuring import ROOT
-from benchmarks.workload import answer
 from memalign.embedders.scripted import HashEmbedder
 
 FIRST_TOKEN_SECONDS = 0.45
@@ -33,10 +35,20 @@ MOST_TEXTS = 2048
 _TOKEN = 4
 
 
+Answer = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any] | None], tuple[str, str]]
+"""From messages and a schema to the kind and the text of a reply."""
+ANSWERS: dict[str, Answer] = {
+    "workload": workload.answer,
+    "attentive": partial(stream.answer, attentive=True),
+    "wordy": partial(stream.answer, attentive=False),
+}
+
+
 class Endpoint:
     """Answers, delays and counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: Answer, *, swift: bool) -> None:
+        self.answer, self.swift = answer, swift
         self.counted: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.in_flight = self.most_in_flight = 0
 
@@ -53,7 +65,7 @@ class Endpoint:
         """A completion in OpenAI's form: JSON of the schema, arguments of the forced tool, or text."""
         started, body = time.perf_counter(), await request.json()
         schema, tool = _schema(body)
-        kind, text = answer(body["messages"], schema)
+        kind, text = self.answer(body["messages"], schema)
         prompt_tokens = sum(len(str(message["content"])) for message in body["messages"]) // _TOKEN
         tokens = len(text) // _TOKEN
         message: dict[str, Any] = {"role": "assistant", "content": text}
@@ -112,7 +124,7 @@ class Endpoint:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            await asyncio.sleep(max(0.0, seconds - (time.perf_counter() - started)))
+            await asyncio.sleep(0.0 if self.swift else max(0.0, seconds - (time.perf_counter() - started)))
         finally:
             self.in_flight -= 1
 
@@ -142,9 +154,9 @@ def _logprobs(text: str, alternatives: int) -> dict[str, Any]:
 
 
 @contextmanager
-def serving() -> Iterator[str]:
+def serving(*options: str, module: str = "benchmarks.endpoint") -> Iterator[str]:
     """An endpoint in a process of its own; gives its address before ``/v1``."""
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.endpoint"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", module, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline())["address"]
@@ -163,8 +175,9 @@ def reset(address: str) -> None:
     urllib.request.urlopen(urllib.request.Request(f"{address}/reset", method="POST"), timeout=10).close()
 
 
-async def _serve(port: int) -> None:
-    runner = web.AppRunner(Endpoint().app(), access_log=None)
+async def serve(app: web.Application, port: int) -> None:
+    """Serve on the loopback address until the process ends; the address is printed first."""
+    runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, backlog=1024).start()
     print(json.dumps({"address": f"http://127.0.0.1:{runner.addresses[0][1]}"}), flush=True)
@@ -174,4 +187,7 @@ async def _serve(port: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
-    asyncio.run(_serve(parser.parse_args().port))
+    parser.add_argument("--answers", choices=ANSWERS, default="workload")
+    parser.add_argument("--swift", action="store_true", help="without a hosted model's delays")
+    options = parser.parse_args()
+    asyncio.run(serve(Endpoint(ANSWERS[options.answers], swift=options.swift).app(), options.port))
