@@ -201,22 +201,26 @@ def vectors(n: int) -> Any:
     return np.column_stack([np.cos(angle), np.sin(angle)]).astype(np.float32)
 
 
+def wordless(_: str) -> str:
+    return ""
+
+
 def test_the_vote_on_scores_is_a_number_between_its_neighbours() -> None:
     rows = vectors(5)
-    ballot = held(SCORE, {str(n): [(1.0, n + 1)] for n in range(5)}, lambda item: rows[int(item)])
+    ballot = held(SCORE, {str(n): [(1.0, n + 1)] for n in range(5)}, lambda item: rows[int(item)], wordless)
     assert ballot is not None
-    votes = [ballot.count("new", row, own=True)[0][0] for row in rows]
+    votes = [ballot.count("new", row, "", own=True)[0][0] for row in rows]
     assert votes == sorted(votes)
     assert votes[0] < -0.3 < 0.3 < votes[-1]
-    near = ballot.count("new", (rows[3] + rows[4]) / np.linalg.norm(rows[3] + rows[4]), own=True)[0]
+    near = ballot.count("new", (rows[3] + rows[4]) / np.linalg.norm(rows[3] + rows[4]), "", own=True)[0]
     assert max(zip(support(SCORE, near), SCORE.labels, strict=True))[1] in ("4", "5")
 
 
 def test_the_vote_on_categories_names_the_cases_of_the_winner() -> None:
     rows = np.eye(3, dtype=np.float32)
-    ballot = held(WORDS, {"0": [(1.0, "good")], "1": [(1.0, "fair")], "2": [(1.0, "poor")]}, lambda item: rows[int(item)])
+    ballot = held(WORDS, {"0": [(1.0, "good")], "1": [(1.0, "fair")], "2": [(1.0, "poor")]}, lambda item: rows[int(item)], wordless)
     assert ballot is not None
-    vote, carried = ballot.count("new", rows[1], own=True)
+    vote, carried = ballot.count("new", rows[1], "", own=True)
     assert int(np.argmax(support(WORDS, vote))) == 1
     assert carried[0] == "1"
 
@@ -228,17 +232,28 @@ def test_the_vote_without_its_own_case_is_what_refitting_without_it_and_its_twin
     for scale, level in ((WORDS, 0.0), (SCORE, 1.0)):
         values = [scale.values[number % len(scale.values)] for number in range(12)]
         points = {str(number): point(scale, [(1.0, value)]) for number, value in enumerate(values)}
-        ballot = cast(points, lambda item: rows[int(item)], level=level)
+        ballot = cast(points, lambda item: rows[int(item)], wordless, level=level)
         from memalign.memory.vote import twins
 
         out = twins(rows, ballot.points, 4)
         rest = {key: value for key, value in points.items() if int(key) not in out}
-        again = cast(rest, lambda item: rows[int(item)], level=level)
-        assert ballot.left_out[4] == pytest.approx(np.array(again.count("4", rows[4], own=True)[0]), abs=1e-5)
+        again = cast(rest, lambda item: rows[int(item)], wordless, level=level)
+        assert ballot.left_out[4] == pytest.approx(np.array(again.count("4", rows[4], "", own=True)[0]), abs=1e-5)
+
+
+def test_a_phrase_counts_that_the_embedding_does_not_tell_apart() -> None:
+    texts = {"0": "Your parcel comes soon.", "1": "Your parcel comes on Monday.", "2": "We will call you soon.", "3": "We will call you on Monday."}
+    alike = np.ones(4, dtype=np.float32) / 2
+    said = {key: [(1.0, "Monday" in text)] for key, text in texts.items()}
+    ballot = held(YES_NO, said, lambda _: alike, texts.__getitem__)
+    assert ballot is not None
+    votes = {day: ballot.count("new", alike, f"The lamp is sent {day}.", own=False)[0] for day in ("soon", "on Monday")}
+    yes = YES_NO.labels.index("yes")
+    assert votes["on Monday"][yes] > 0.05 > -0.05 > votes["soon"][yes]
 
 
 def test_nothing_votes_on_pairs() -> None:
-    assert held(PAIR, {"0": [(1.0, "a")]}, lambda item: np.ones(2)) is None
+    assert held(PAIR, {"0": [(1.0, "a")]}, lambda item: np.ones(2), wordless) is None
 
 
 # With a judge
@@ -345,7 +360,7 @@ def test_pairs_are_calibrated_in_both_orders(make_judge: MakeJudge) -> None:
 def test_an_annotator_counts_by_weight_in_the_vote() -> None:
     near = np.array([1.0, 0.0])
     said = {"0": [(1.0, 1), (3.0, 5)], "1": [(0.0, 5)]}
-    ballot = held(SCORE, said, lambda _: near)
+    ballot = held(SCORE, said, lambda _: near, wordless)
     assert ballot is not None
     assert list(ballot.place) == ["0"]  # an annotator of weight 0 is not heard
     assert ballot.points[0] == pytest.approx((1 * -1 + 3 * 1) / 4)

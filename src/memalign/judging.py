@@ -171,7 +171,7 @@ async def recalled(session: Session, meter: Meter, task: Task, item: Item, recal
         return Recalled(view=view, guidelines=guidelines, relevance=relevance)
     with meter.timed("search"):
         if counts and query is not None and view.items:
-            vote, voters = await asyncio.to_thread(session.memory.vote, view, item.id, query, own=recall.own)
+            vote, voters = await asyncio.to_thread(session.memory.vote, view, item, query, own=recall.own)
         similar, similarity = await asyncio.to_thread(_similar, session.memory, view, task, item, query, k, recall)
     exemplars = tuple(episode for episode in view.exemplars if recall.own or episode.feedback.item.id != item.id)
     return Recalled(

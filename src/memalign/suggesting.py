@@ -69,10 +69,11 @@ async def suggest(
     pool = {item_id: place for item_id, place in pool.items() if item_id not in held}
     if not pool:
         return []
-    vectors = await _vectors(session, meter, [items[place] for place in pool.values()], progress)
+    texts = [search_text(items[place]) for place in pool.values()]
+    vectors = await _vectors(session, meter, texts, progress)
     session.memory.log(meter.calls)
     confidences = await asyncio.to_thread(session.memory.logged, list(pool))
-    ranking = _Ranking(session, scale, view, held, list(pool), vectors)
+    ranking = _Ranking(session, scale, view, held, list(pool), texts, vectors)
     if calls:
         unknown = [item_id for item_id in await asyncio.to_thread(ranking.doubtful, confidences) if item_id not in confidences][:calls]
         verdicts = await judged([items[pool[item_id]] for item_id in unknown])
@@ -86,7 +87,14 @@ class _Ranking:
     """The pool beside memory."""
 
     def __init__(
-        self, session: Session, scale: Scale, view: View, held: Mapping[str, list[tuple[str, Any]]], ids: list[str], vectors: Vectors
+        self,
+        session: Session,
+        scale: Scale,
+        view: View,
+        held: Mapping[str, list[tuple[str, Any]]],
+        ids: list[str],
+        texts: list[str],
+        vectors: Vectors,
     ) -> None:
         import numpy as np
 
@@ -99,7 +107,7 @@ class _Ranking:
         self._held = [held[item_id] for item_id in known]
         cases = np.stack(list(known.values())) if known else None
         self._near: Near = near(scale, vectors, cases, [[value for _, value in given] for given in self._held])
-        self._doubt = self._by_vote(session.memory.ballot(view), view)
+        self._doubt = self._by_vote(session.memory.ballot(view), view, texts)
 
     def doubtful(self, confidences: Mapping[str, float]) -> list[str]:
         """All items, the most worth asking about first."""
@@ -161,14 +169,15 @@ class _Ranking:
         known = [None if (confidence := confidences.get(item_id)) is None else doubt(self._scale, confidence) for item_id in self._ids]
         return np.array([vote if told is None else told for told, vote in zip(known, self._doubt, strict=True)])
 
-    def _by_vote(self, ballot: Ballot | None, view: View) -> list[float]:
+    def _by_vote(self, ballot: Ballot | None, view: View, texts: Sequence[str]) -> list[float]:
         """How unsure the cases' vote is, if it is to count; else 0, which speaks neither for nor against an item."""
         from memalign.labelling import doubt
 
         if ballot is None or not view.decision.vote_weight:
             return [0.0] * len(self._ids)
         even = dict.fromkeys(self._scale.labels, 1.0 / len(self._scale.labels))
-        votes = [ballot.count(item_id, vector, own=False)[0] for item_id, vector in zip(self._ids, self._vectors, strict=True)]
+        asked = zip(self._ids, self._vectors, texts, strict=True)
+        votes = [ballot.count(item_id, vector, text, own=False)[0] for item_id, vector, text in asked]
         return [doubt(self._scale, max(stacked(self._scale, even, vote, view.decision).values())) for vote in votes]
 
 
@@ -192,10 +201,9 @@ def _held(session: Session) -> dict[str, list[tuple[str, Any]]]:
     return found
 
 
-async def _vectors(session: Session, meter: Meter, items: Sequence[Item], progress: Progress) -> Vectors:
+async def _vectors(session: Session, meter: Meter, texts: Sequence[str], progress: Progress) -> Vectors:
     import numpy as np
 
-    texts = [search_text(item) for item in items]
     keys = [content_hash(text) for text in texts]
     found: dict[str, Vectors] = {}
     for start in range(0, len(keys), _EMBEDDED_AT_ONCE):

@@ -144,12 +144,12 @@ class Lookup:
             similarity=tuple(score for item_id, score in ranked.items() for _ in told[item_id]),
         )
 
-    def vote(self, view: View, item_id: str, query: Vectors, *, own: bool) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    def vote(self, view: View, item: Item, query: Vectors, *, own: bool) -> tuple[tuple[float, ...], tuple[str, ...]]:
         """What the experts' verdicts on similar items say of an item (see ``vote.support``), and the ids of the records that carried it."""
         ballot = self.ballot(view)
         if ballot is None:
             return (), ()
-        value, item_ids = ballot.count(item_id, query, own=own)
+        value, item_ids = ballot.count(item.id, query, search_text(item), own=own)
         told = self._told(view, item_ids)
         return value, tuple(episode.feedback.id for voter in item_ids for episode in told[voter])
 
@@ -292,9 +292,17 @@ class Lookup:
         with self._lock:
             if self._ballots is None or self._ballots[0] != view.revision:
                 said = {item_id: self._search.said(item_id) for item_id in self._search.newest(vote.MOST_CASES)}
-                weighed = {item_id: [(self.weight(annotator), value) for annotator, value in records] for item_id, records in said.items()}
-                self._ballots = (view.revision, vote.held(self.scale, weighed, self._search.vector))
+                texts = self._texts(view, list(said))
+                weighed = {item_id: [(self.weight(annotator), value) for annotator, value in said[item_id]] for item_id in said if item_id in texts}
+                self._ballots = (view.revision, vote.held(self.scale, weighed, self._search.vector, texts.__getitem__))
             return self._ballots[1]
+
+    def _texts(self, view: View, item_ids: Sequence[str]) -> dict[str, str]:
+        """Item id -> the text by which it is likened to others."""
+        judge_id = self.judge_id
+        with self._store.reading() as connection:
+            held = episodic.of_items(connection, judge_id, view.revision, item_ids)
+        return {stored.item_id: search_text(stored.feedback.item) for stored in held}
 
     def weight(self, annotator: str) -> float:
         """How much an annotator counts in votes and majorities."""

@@ -1,7 +1,7 @@
 """The vote of the cases: what the experts' verdicts on similar items say about an item. Pure functions.
 
-Kernel ridge regression on cosine similarity (Saunders, Gammerman and Vovk, 1998): each case votes with its verdict, near ones count more, and
-many alike count little more than one of them. A verdict is a point: on an ordinal scale a number, so that 4 and 5 are close, else one
+Kernel ridge regression on similarity of meaning and of words (Saunders, Gammerman and Vovk, 1998): each case votes with its verdict, near ones
+count more, and many alike count little more than one of them. A verdict is a point: on an ordinal scale a number, so that 4 and 5 are close, else one
 column a label. On the pairwise scale nothing votes: the vectors of two pairs do not tell which of their outputs are alike.
 """
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from memalign.memory.wording import Wording
 from memalign.scale import Scale
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ class Ballot:
 
     place: dict[str, int]
     """Item id -> its row."""
+    wording: Wording
+    """Joins meaning and words of a text."""
     vectors: Vectors
-    """Shape (cases, dimension)."""
+    """Meaning and words of the cases, shape (cases, joint dimension)."""
     weights: Points
     """How much similarity to each case adds to a vote, shape (cases, columns)."""
     left_out: Points
@@ -51,9 +54,12 @@ class Ballot:
     level: float
     """Added to every similarity."""
 
-    def count(self, item_id: str, query: Vectors, *, own: bool) -> tuple[tuple[float, ...], tuple[str, ...]]:
-        """The vote on an item, and the items whose cases carried it, the strongest first; without its own case, unless ``own``."""
-        parts = self.weights * (self.vectors @ query + self.level)[:, None]
+    def count(self, item_id: str, query: Vectors, text: str, *, own: bool) -> tuple[tuple[float, ...], tuple[str, ...]]:
+        """The vote on an item, and the items whose cases carried it, the strongest first; without its own case, unless ``own``.
+
+        ``query``: the embedding of its ``text``.
+        """
+        parts = self.weights * (self.vectors @ self.wording.joined(query, text) + self.level)[:, None]
         total = parts.sum(axis=0)
         if not own and item_id in self.place:
             total = self.left_out[self.place[item_id]]
@@ -91,9 +97,10 @@ def votes_on(scale: Scale) -> bool:
     return scale.kind != "pairwise" and bool(scale.labels)
 
 
-def cast(points: Mapping[str, Points], vector: Callable[[str], Vectors], *, level: float = 0.0) -> Ballot:
-    """Weigh the cases: item id -> the verdict on it as a point."""
-    vectors = np.stack([vector(item_id) for item_id in points])
+def cast(points: Mapping[str, Points], vector: Callable[[str], Vectors], text: Callable[[str], str], *, level: float = 0.0) -> Ballot:
+    """Weigh the cases: item id -> the verdict on it as a point, its embedding and its text."""
+    wording = Wording([text(item_id) for item_id in points])
+    vectors = wording.joined_all(np.stack([vector(item_id) for item_id in points]))
     wanted = np.stack(list(points.values()))
     inverse = np.linalg.inv(vectors @ vectors.T + level + RIDGE * np.eye(len(vectors)))
     found = inverse @ wanted
@@ -101,17 +108,18 @@ def cast(points: Mapping[str, Points], vector: Callable[[str], Vectors], *, leve
     for row in range(len(wanted)):
         fold = twins(vectors, wanted, row)  # the exact prediction without a fold, in closed form
         left_out[row] = wanted[row] - np.linalg.solve(inverse[np.ix_(fold, fold)], found[fold])[0]
-    return Ballot(
-        place={item_id: row for row, item_id in enumerate(points)}, vectors=vectors, weights=found, left_out=left_out, points=wanted, level=level
-    )
+    place = {item_id: row for row, item_id in enumerate(points)}
+    return Ballot(place=place, wording=wording, vectors=vectors, weights=found, left_out=left_out, points=wanted, level=level)
 
 
-def held(scale: Scale, verdicts: Mapping[str, Sequence[tuple[float, Any]]], vector: Callable[[str], Vectors]) -> Ballot | None:
+def held(
+    scale: Scale, verdicts: Mapping[str, Sequence[tuple[float, Any]]], vector: Callable[[str], Vectors], text: Callable[[str], str]
+) -> Ballot | None:
     """The ballot of item id -> (expert's weight, value), oldest first; None when nothing can vote."""
     newest = [item_id for item_id, said in verdicts.items() if any(weight > 0 for weight, _ in said)][-MOST_CASES:]
     if not newest or not votes_on(scale):
         return None
-    return cast({item_id: point(scale, verdicts[item_id]) for item_id in newest}, vector, level=LEVEL if scale.ordinal else 0.0)
+    return cast({item_id: point(scale, verdicts[item_id]) for item_id in newest}, vector, text, level=LEVEL if scale.ordinal else 0.0)
 
 
 def twins(vectors: Vectors, points: Points, row: int) -> list[int]:
