@@ -297,6 +297,48 @@ def test_every_scale_is_calibrated(make_judge: MakeJudge, scale: Scale) -> None:
     assert 0 < covered.coverage <= 1
 
 
+def reader(*, heeds: bool) -> Any:
+    """Knows odd from even where it is told the rule and ``heeds`` it; else it guesses."""
+
+    def answer(request: ChatRequest) -> Any:
+        if request.purpose == "distil":
+            return {"operations": [{"op": "add", "when": "a reply has a number", "decide": "require an even one", "because": "odd", "cases": [1]}]}
+        number = int(request.messages[-1].content.split("reply ")[1].split()[0])
+        knows = heeds and "even one" in request.messages[0].content
+        yes = (0.9 if number % 2 == 0 else 0.1) if knows else 0.5 + random.Random(number).uniform(-0.3, 0.3)
+        return told({"yes": yes, "no": 1 - yes})
+
+    return answer
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+def test_a_model_reads_guidelines_only_if_that_helps(make_judge: MakeJudge, heeds: bool) -> None:
+    model = ScriptedChatModel(reader(heeds=heeds))
+    judge = make_judge(model, explain=False, k=0)
+    judge.align(
+        [record(number, value=number % 2 == 0, rationale="An even number is required, not an odd one.") for number in range(24)], verify="off"
+    )
+    first = judge.memory.guidelines()[0]
+    calls = len(model.requests)
+    calibration = judge.calibrate(sample=20, ablate=True)
+    assert len(model.requests) == calls + 40
+    assert calibration.decision is not None
+    assert calibration.decision.guidelines is heeds
+    assert ("reading guidelines helps" in calibration.note) is heeds
+    assert ("does not help this model" in calibration.note) is not heeds
+    verdict = judge(outputs="reply 300")
+    assert (verdict.guideline_ids == (first.id,)) is heeds
+    assert ("even one" in model.requests[-1].messages[0].content) is heeds
+    judge.memory.pin(first.id)  # an expert's own word is always read
+    assert judge(outputs="reply 300").guideline_ids == (first.id,)
+    assert judge.batch([record(301).item], memory="guidelines")[0].guideline_ids == (first.id,)
+    if not heeds:
+        judge.memory.unpin(first.id)
+        assert judge(outputs="reply 300").guideline_ids == ()
+        judge.calibrate(sample=20)  # without ablation, as for hosted models: guidelines are read
+        assert judge(outputs="reply 300").guideline_ids == (first.id,)
+
+
 def test_a_model_without_probabilities_is_calibrated_on_its_bare_labels(make_judge: MakeJudge) -> None:
     def answer(request: ChatRequest) -> Any:
         if request.purpose == "distil":

@@ -84,6 +84,41 @@ def test_failures_of_the_engine_are_translated(chunk: object, error: type[Except
         asyncio.run(model.complete(ask("hi")))
 
 
+def test_a_label_is_not_worked_out_twice() -> None:
+    told = []
+    usage = {"prompt_tokens": 9, "completion_tokens": 1}
+
+    class Counting(Engine):
+        def handle_chat_completions(self, body: object, hear: object) -> None:
+            told.append(body)
+            super().handle_chat_completions(body, hear)
+
+    model = LocalChatModel("x.gguf")
+    model._server = Counting({"choices": [{"delta": {"content": "yes"}, "finish_reason": "stop"}], "usage": usage})
+
+    async def asked(text: str, **options: object) -> tuple[str, int]:
+        reply = await model.complete(ask(text, **options))
+        return reply.text, reply.usage.prompt_tokens
+
+    async def main() -> None:
+        labels = {"choices": ("yes", "no")}
+        assert await asked("a", **labels) == ("yes", 9)
+        assert await asked("a", **labels) == ("yes", 0)
+        assert len(told) == 1
+        await asked("b", **labels)  # another prompt
+        await asked("a", choices=("no", "yes"))  # other labels
+        await asked("a", **labels, temperature=0.7)  # a warm reply may differ
+        await asked("a", **labels, temperature=0.7)
+        await asked("a")  # free text
+        await asked("a")
+        assert len(told) == 7
+        await model.aclose()
+        model._server = Counting({"choices": [{"delta": {"content": "no"}, "finish_reason": "stop"}], "usage": usage})
+        assert await asked("a", **labels) == ("no", 9)
+
+    asyncio.run(main())
+
+
 def test_the_worker_runs_one_at_a_time_drops_what_is_cancelled_and_stops() -> None:
     worker, go, order = _Worker("test"), threading.Event(), []
     ended = threading.Event()

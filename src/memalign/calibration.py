@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from memalign.engines import in_flight
@@ -65,19 +65,35 @@ class Calibration:
         return asdict(self) | {"model_alone": self.model_alone, "left_out": self.left_out}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fit:
+    """One way of judging the sample, and what was fitted on it."""
+
+    judged: int
+    usage: Usage
+    votes: int = 0
+    trial: Trial | None = None
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Item id -> log loss on the item when it was left out."""
+    note: str = ""
+    """Why nothing was fitted."""
+
+
 async def calibrate(
     session: Session,
     task: Task,
     recall: Recall,
     *,
     sample: int,
+    ablate: bool,
     actor: str,
     progress: Callable[[str, int, int], None],
     caution: Caution = PLAIN,
 ) -> Calibration:
     """Judge records that are no exemplars with their own case hidden, and fit the weights of model and vote on their labels.
 
-    Raises ModelUnavailable when no record could be judged.
+    ``ablate``: judge them without guidelines too; where reading them does not lower the log loss by more than one standard error, the model reads
+    only what experts pinned from then on. Raises ModelUnavailable when no record could be judged.
     """
     view = await asyncio.to_thread(session.memory.view)
     nothing = Calibration(judged=0, decision=None, revision=view.revision, note="")
@@ -89,26 +105,67 @@ async def calibrate(
     if len(chosen) < _FEWEST:
         return replace(nothing, note=f"{len(chosen)} labelled records can be judged without their own case; {_FEWEST} are needed")
     plain = replace(caution, fitted=False, abstain_below=None, expected_score=False)
-    results = await _judged(session, task, chosen, replace(recall, own=False), plain, progress)
-    usage = sum((verdict.usage for verdict in results.values()), Usage())
+    recall = replace(recall, own=False)
+    ballot = await asyncio.to_thread(session.memory.ballot, view)
+
+    async def fit(how: Recall, done: int, total: int) -> _Fit:
+        return await _fit(session, task, held, chosen, how, plain, ballot, lambda stage, n, _: progress(stage, done + n, total))
+
+    pinned = tuple(guideline for guideline in view.guidelines if guideline.pinned)
+    without = None
+    if ablate and len(pinned) < len(view.guidelines):
+        without = await fit(replace(recall, guidelines=pinned), 0, 2 * len(chosen))
+    kept = await fit(recall, 0 if without is None else len(chosen), len(chosen) if without is None else 2 * len(chosen))
+    usage = kept.usage if without is None else kept.usage + without.usage
+    if kept.trial is None:
+        return replace(nothing, judged=kept.judged, usage=usage, note=kept.note)
+    reads, found = True, kept.trial.note
+    if without is not None and without.trial is not None and without.votes == kept.votes:
+        reads, said = _reading(kept, without)
+        kept = kept if reads else without
+        found = "; ".join(filter(None, (said, kept.trial.note if kept.trial is not None else "")))
+    assert kept.trial is not None
+    decision = replace(kept.trial.decision, votes=kept.votes, model=session.model.name, cases=view.decision.cases, guidelines=reads)
+    revision = await asyncio.to_thread(decide, session.memory, decision, actor=actor, judged=kept.judged)
+    before, after = kept.trial.before, kept.trial.after
+    return Calibration(judged=kept.judged, decision=decision, revision=revision, note=found, before=before, after=after, usage=usage)
+
+
+def _reading(kept: _Fit, without: _Fit) -> tuple[bool, str]:
+    """Whether the model should read guidelines, and what was found."""
+    from memalign.trial import better
+
+    both = [item_id for item_id in kept.losses if item_id in without.losses]
+    read, unread = [kept.losses[item_id] for item_id in both], [without.losses[item_id] for item_id in both]
+    figures = f"log loss {sum(read) / len(both):.2f} with them, {sum(unread) / len(both):.2f} without, on {len(both)} records"
+    if better(read, unread):
+        return True, f"reading guidelines helps the model ({figures})"
+    return False, f"reading guidelines does not help this model ({figures}): from now on it reads only those that experts pinned"
+
+
+async def _fit(
+    session: Session,
+    task: Task,
+    held: Sequence[Stored],
+    chosen: Sequence[Stored],
+    recall: Recall,
+    caution: Caution,
+    ballot: Ballot | None,
+    progress: Callable[[str, int, int], None],
+) -> _Fit:
+    results = await _judged(session, task, chosen, recall, caution, progress)
+    nothing = _Fit(judged=len(results), usage=sum((verdict.usage for verdict in results.values()), Usage()))
     if len(results) < _FEWEST:
-        return replace(nothing, judged=len(results), usage=usage, note=f"only {len(results)} records got a verdict; {_FEWEST} are needed")
+        return replace(nothing, note=f"only {len(results)} records got a verdict; {_FEWEST} are needed")
     counted = {verdict.votes for verdict in results.values()}
     if len(counted) > 1:
-        note = f"{session.model.name} told token probabilities for some replies only; ask again, or give votes=3 or more"
-        return replace(nothing, judged=len(results), usage=usage, note=note)
-    votes = counted.pop()
+        return replace(nothing, note=f"{session.model.name} told token probabilities for some replies only; ask again, or give votes=3 or more")
     both = all(verdict.orders is not None for verdict in results.values())
-    ballot = await asyncio.to_thread(session.memory.ballot, view)
     verdicts = {chosen[place].item_id: verdict for place, verdict in results.items()}
-    trial = await asyncio.to_thread(_tried, task.scale, held, verdicts, ballot, mirrored=both)
+    trial, losses = await asyncio.to_thread(_tried, task.scale, held, verdicts, ballot, mirrored=both)
     if trial is None:
-        return replace(nothing, judged=len(results), usage=usage, note="all labels are equal: nothing to fit")
-    decision = replace(trial.decision, votes=votes, model=session.model.name, cases=view.decision.cases)
-    revision = await asyncio.to_thread(decide, session.memory, decision, actor=actor, judged=len(results))
-    return Calibration(
-        judged=len(results), decision=decision, revision=revision, note=trial.note, before=trial.before, after=trial.after, usage=usage
-    )
+        return replace(nothing, note="all labels are equal: nothing to fit")
+    return replace(nothing, votes=counted.pop(), trial=trial, losses=losses)
 
 
 async def _judged(
@@ -130,7 +187,9 @@ async def _judged(
     return results
 
 
-def _tried(scale: Scale, held: Sequence[Stored], verdicts: Mapping[str, Verdict], ballot: Ballot | None, *, mirrored: bool) -> Trial | None:
+def _tried(
+    scale: Scale, held: Sequence[Stored], verdicts: Mapping[str, Verdict], ballot: Ballot | None, *, mirrored: bool
+) -> tuple[Trial | None, dict[str, float]]:
     from memalign.trial import Judged, case_of, tried
 
     given: dict[str, list[Any]] = {}
@@ -147,7 +206,8 @@ def _tried(scale: Scale, held: Sequence[Stored], verdicts: Mapping[str, Verdict]
             truth = max(values, key=lambda value: (values.count(value), value == values[-1]))
             judged.append(Judged(place=place, truth=truth, said=verdict.value, shares=shares, bare=bare))
         cases.append(case_of(scale, values, shares, votes.get(item_id, ())))
-    return tried(scale, cases, judged, mirrored=mirrored)
+    trial = tried(scale, cases, judged, mirrored=mirrored)
+    return trial, {} if trial is None else {items[record.place]: loss for record, loss in zip(judged, trial.losses, strict=True)}
 
 
 def balanced_sample(records: Sequence[Stored], size: int) -> list[Stored]:

@@ -155,18 +155,24 @@ class Judge(Owned):
         replay = self._trying("full", override=False).replay
         return edge.run(measure(self.session, self.task, replay, size=None if full else RECORDS, progress=progress))
 
-    def calibrate(self, *, sample: int = 40, votes: int | None = None, actor: str = "", progress: Progress = silent) -> Calibration:
+    def calibrate(
+        self, *, sample: int = 40, votes: int | None = None, ablate: bool | None = None, actor: str = "", progress: Progress = silent
+    ) -> Calibration:
         """Fit, on the experts' own labels, how the model's probability and the vote of similar cases decide; own cases are hidden meanwhile.
 
         Judges at most ``sample`` records. ``votes``: for a model that does not tell token probabilities, how many replies are counted, here and in
-        the judgements that follow. What does not do better on left-out records takes no part, and a note says what was found.
+        the judgements that follow. ``ablate``: judge them without guidelines too, and let the model read guidelines only if that helps; by default
+        for models in process, since small ones hardly follow them. What does not do better on left-out records takes no part, and a note says
+        what was found.
         """
         from memalign.calibration import calibrate
 
         self._writable()
         self._counted()
         recall, caution = self._recall(own=False), self._caution(None, votes)
-        return edge.run(calibrate(self.session, self.task, recall, sample=sample, caution=caution, actor=actor, progress=progress))
+        without = model_name(self.model).startswith("local/") if ablate is None else ablate
+        work = calibrate(self.session, self.task, recall, sample=sample, ablate=without, caution=caution, actor=actor, progress=progress)
+        return edge.run(work)
 
     def suggest(self, items: Iterable[Item | Feedback], n: int = 20, *, calls: int = 0, progress: Progress = silent) -> list[Suggestion]:
         """The ``n`` unlabelled items whose verdict by an expert would teach most, the best first, with the reasons and the parts of their score.

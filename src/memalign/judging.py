@@ -154,15 +154,18 @@ async def recalled(session: Session, meter: Meter, task: Task, item: Item, recal
     key = content_hash(text)
     with meter.timed("search"):
         view, stored = await asyncio.to_thread(session.memory.view_and_vector, key)
+    decision = _decision(session, view, recall, caution)
     if recall.guidelines is not None:
         view = replace(view, guidelines=recall.guidelines)
+    elif not decision.guidelines:
+        view = replace(view, guidelines=tuple(guideline for guideline in view.guidelines if guideline.pinned))
     guidelines = view.guidelines if recall.part in ("both", "guidelines") else ()
     crowded = not fits(guidelines, task.guideline_tokens * CHARACTERS_PER_TOKEN)
     if recall.part not in ("both", "cases") and not crowded:
         return Recalled(view=view, guidelines=guidelines)
     k = (recall.k if view.decision.cases is None else view.decision.cases) * (1 + more)
     query, vote, voters = None, tuple[float, ...](), tuple[str, ...]()
-    counts = _decision(session, view, recall, caution).vote_weight > 0
+    counts = decision.vote_weight > 0
     if ((k > 0 or counts) and view.items) or crowded:
         with meter.timed("embed"):
             query = stored if stored is not None else (await session.vectors(meter, {key: text}, looked_up=True))[key]
@@ -263,7 +266,7 @@ async def heard(
     if wanted <= len(answers):
         return reading
     wanted += both and wanted % 2  # as many of each order
-    pool = await recalled(session, meter, task, item, recall, replace(caution, fitted=False), more=1)
+    pool = await recalled(session, meter, task, item, replace(recall, guidelines=brought.view.guidelines), replace(caution, fitted=False), more=1)
     warmth = max(temperature, _VOTE_TEMPERATURE)
     others = [(number, _drawn(pool, item, number // 2 if both else number)) for number in range(len(answers), wanted)]
     answers += await asyncio.gather(*(answer(number, seen, warmth) for number, seen in others))

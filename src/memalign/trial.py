@@ -42,6 +42,8 @@ class Trial:
     before: Reliability
     after: Reliability
     note: str
+    losses: tuple[float, ...]
+    """Log loss on each judged record when it was left out, by the weight of its label."""
 
 
 def case_of(scale: Scale, values: Sequence[Any], shares: Mapping[str, float] | None, vote: tuple[float, ...]) -> Case:
@@ -61,7 +63,8 @@ def tried(scale: Scale, cases: Sequence[Case], judged: Sequence[Judged], *, mirr
         if parts == "whole" and not any(any(case.vote) for case in cases):
             continue  # nothing votes: the same as without the vote
         rows[parts] = left_out(scale, cases, judged, parts, mirrored=mirrored)
-    best = _best_founded(scale, cases, judged, rows)
+    losses = _losses(scale, cases, judged, rows)
+    best = _best_founded(losses)
     decision = fitted(scale, cases, best, mirrored=mirrored)
     if decision is None:
         return None
@@ -71,7 +74,13 @@ def tried(scale: Scale, cases: Sequence[Case], judged: Sequence[Judged], *, mirr
     decided = said if best == "trust" else [scale.values[int(row.argmax())] for row in rows[best]]
     before = reliability(scale, truth, said, claimed)
     after = reliability(scale, truth, decided, rows[best].tolist())
-    return Trial(decision, before, after, _remarks(scale, best, "whole" in rows, before, after))
+    return Trial(decision, before, after, _remarks(scale, best, "whole" in rows, before, after), tuple(map(float, losses[best])))
+
+
+def better(losses: Sequence[float] | Floats, others: Sequence[float] | Floats) -> bool:
+    """Whether losses on some records are lower than other losses on them, by more than one standard error of the difference."""
+    gain = np.subtract(others, losses)
+    return len(gain) > 1 and bool(gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
 def left_out(scale: Scale, cases: Sequence[Case], judged: Sequence[Judged], parts: Parts, *, mirrored: bool) -> Floats:
@@ -96,14 +105,16 @@ def rounds(labels: Sequence[Any]) -> list[list[int]]:
     return [[places[turn] for places in by_label.values() if turn < len(places)] for turn in range(most)]
 
 
-def _best_founded(scale: Scale, cases: Sequence[Case], judged: Sequence[Judged], rows: Mapping[Parts, Floats]) -> Parts:
+def _losses(scale: Scale, cases: Sequence[Case], judged: Sequence[Judged], rows: Mapping[Parts, Floats]) -> dict[Parts, Floats]:
     weight = weights(scale, np.array([cases[record.place].label for record in judged]))
     truth = [scale.values.index(record.truth) for record in judged]
-    loss = {parts: -np.log(np.maximum(found[range(len(truth)), truth], 1e-6)) * weight for parts, found in rows.items()}
-    best, *simpler = loss
+    return {parts: -np.log(np.maximum(found[range(len(truth)), truth], 1e-6)) * weight for parts, found in rows.items()}
+
+
+def _best_founded(losses: Mapping[Parts, Floats]) -> Parts:
+    best, *simpler = losses
     for parts in simpler:
-        gain = loss[best] - loss[parts]
-        if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)):
+        if better(losses[parts], losses[best]):
             best = parts
     return best
 

@@ -25,6 +25,13 @@ def calibrate(
     votes: Annotated[
         int | None, typer.Option(help="For a model that tells no token probabilities: count so many replies, here and from now on.", min=1)
     ] = None,
+    ablate: Annotated[
+        bool | None,
+        typer.Option(
+            "--ablate/--no-ablate",
+            help="Judge the records without guidelines too, and let the model read guidelines only if that helps; by default for models in process.",
+        ),
+    ] = None,
     agreement: Annotated[float, typer.Option(help="Tell from which confidence on verdicts agree with the experts so often.", min=0.01, max=1)] = 0.9,
     plot: Annotated[Path | None, typer.Option(help="Write the reliability diagram and the coverage curve to this PNG file.")] = None,
     actor: Actor = "",
@@ -40,7 +47,7 @@ def calibrate(
     from memalign.cli.weights import watched
 
     with opened(db, judge) as found, progress() as tell, watched(found, tell):
-        result = found.calibrate(sample=sample, votes=votes, actor=actor, progress=tell)
+        result = found.calibrate(sample=sample, votes=votes, ablate=ablate, actor=actor, progress=tell)
     if json:
         covered = result.coverage_at(agreement)
         emit({**result.to_dict(), "wanted_agreement": agreement, "covered": None if covered is None else covered.to_dict()})

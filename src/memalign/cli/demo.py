@@ -22,12 +22,12 @@ def demo(
     model: Annotated[
         str, typer.Option(help="The judge: local/... needs no key; openai/... any OpenAI-compatible endpoint.")
     ] = "local/qwen2.5-coder-1.5b",
-    feedback: Annotated[int, typer.Option(min=4, max=40, help="Records of feedback, of 40.")] = 40,
+    feedback: Annotated[int, typer.Option(min=4, max=80, help="Records of feedback, of 80.")] = 80,
     unseen: Annotated[
         int | None,
-        typer.Option(min=4, max=24, help="Unseen items on which agreement is measured; by default as many as this machine's speed allows."),
+        typer.Option(min=4, max=48, help="Unseen items on which agreement is measured; by default as many as this machine's speed allows."),
     ] = None,
-    seen: Annotated[int, typer.Option(min=2, max=40, help="Seen items that are judged again.")] = 4,
+    seen: Annotated[int, typer.Option(min=2, max=80, help="Seen items that are judged again.")] = 4,
     out: Annotated[Path, typer.Option(help="Folder for the memory, the plot and the numbers.")] = Path("demo-out"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of the story.")] = False,
 ) -> None:
@@ -111,6 +111,8 @@ class _Story:
             f"  model and cases weighed on {calibration.judged} of the lead's labels, own cases hidden: balanced accuracy there "
             f"{calibration.left_out:.2f} (left out), {calibration.model_alone:.2f} by the model alone"
         )
+        if calibration.note:
+            self._console.print(f"  {calibration.note}")
 
     def _test(self, test: Any) -> None:
         self._console.print(f"  against no feedback: {test.fixed} verdicts mended, {test.broken} broken (exact McNemar p = {test.p_value:.2f})")
@@ -121,14 +123,14 @@ class _Story:
         for change in changes:
             say(f"  [italic]{change.item.inputs['customer']}[/]\n  > {change.item.outputs}")
             say(f"    before {_said(change.before)}, now {_said(change.after)}; the lead: {said[change.item.value]}")
-            if change.model_alone is not None:
-                own = "it changed its mind" if (change.model_alone >= 0.5) != change.before.value else "weighed with the cases, the verdict changed"
-                say(f"    with the guidelines, the model alone says yes with p = {change.model_alone:.2f}: {own}")
-            if change.guideline is not None:
-                say(f"    nearest guideline {change.guideline.id}: {change.guideline.text}")
             if change.case is not None:
                 record = change.case.feedback
-                say(f"    strongest case {record.id} ({said[record.value]}): {record.outputs} [dim]{record.rationale}[/]")
+                say(f"    the case that spoke most for it, {record.id} ({said[record.value]}): {record.outputs} [dim]{record.rationale}[/]")
+            if change.guideline is not None:
+                whence = "distilled from it" if change.distilled else "nearest to this reply"
+                say(f"    the guideline {whence}, {change.guideline.id}: {change.guideline.text}")
+            if change.model_alone is not None:
+                say(f"    the model by itself says yes with p = {change.model_alone:.2f}")
 
     def _seen(self, agreement: Agreement) -> None:
         self._console.print("\n[bold]On items that the lead has judged[/]  corrected cases stay corrected")

@@ -1,6 +1,6 @@
 """The demonstration: a real judge learns a shop's house rules from its lead's corrections, and every number is measured in the run.
 
-The cases are written for it: 64 replies of a fictional shop's customer support, judged by two leads after six rules that nobody told the judge.
+The cases are written for it: 128 replies of a fictional shop's customer support, judged by two leads after six rules that nobody told the judge.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from memalign.rendering import search_text
 NEW_REASON = "From today every reply must end with the agent's first name. This one is not signed."
 INSTRUCTIONS = "Decide whether the reply is one that our shop's customer support would send."
 
-SAMPLE = 8
+SAMPLE = 12
 """Records on which model and vote are weighed."""
 
-PASS_SECONDS = 45.0
+PASS_SECONDS = 90.0
 """Time for one pass over the unseen items."""
+
+FEWEST_UNSEEN, MOST_UNSEEN = 24, 48
 
 Tell = Callable[[str, Any], None]
 """Called with the name of a finished step and its result."""
@@ -52,11 +54,13 @@ class Change:
     before: Verdict
     after: Verdict
     model_alone: float | None
-    """The model's own probability of yes after reading the guidelines, before the cases' vote."""
-    guideline: Guideline | None
-    """Of those the model read, the one nearest to the item."""
+    """The model's own probability of yes, before the cases' vote."""
     case: Episode | None
     """The case that carried the vote most."""
+    guideline: Guideline | None
+    """What was distilled from that case; without one, the guideline nearest to the item."""
+    distilled: bool
+    """Whether it was distilled from that case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,13 +119,16 @@ def run(judge: Judge, *, feedback: int, unseen: int | None, seen: int, tell: Tel
     exam, before = _sat(judge, unseen, progress)
     measured(Stage(records=0, agreement=judge.agreement(exam, before), guidelines=0))
     after = before
-    for part in (lessons[: feedback // 2], lessons[feedback // 2 :]):
+    for number, part in enumerate(parts := _parts(lessons), start=1):
         report = judge.align(part, actor="demo", progress=progress)
         outcome.reports.append(report)
         tell("aligned", report)
         calibration = judge.calibrate(sample=SAMPLE, actor="demo", progress=progress)
         outcome.calibrations.append(calibration)
         tell("calibrated", calibration)
+        reads = calibration.decision is None or calibration.decision.guidelines
+        if reads and number < len(parts):
+            continue  # with other guidelines the model would have to read every item anew: only the end of the curve is worth that time
         after = judge.batch(exam, own=False, progress=progress)
         held = judge.memory.episodes()
         measured(Stage(records=len(held), agreement=judge.agreement(exam, after), guidelines=len(judge.memory.guidelines())))
@@ -140,12 +147,18 @@ def run(judge: Judge, *, feedback: int, unseen: int | None, seen: int, tell: Tel
     return outcome
 
 
+def _parts(lessons: Sequence[Feedback]) -> list[Sequence[Feedback]]:
+    """A quarter, a quarter and a half."""
+    quarter = len(lessons) // 4
+    return [lessons[:quarter], lessons[quarter : 2 * quarter], lessons[2 * quarter :]]
+
+
 def _sat(judge: Judge, unseen: int | None, progress: Progress) -> tuple[list[Feedback], list[Verdict | Failure]]:
     """The unseen items with the unaligned judge's verdicts; of how many, its first four verdicts on this machine decide if nobody else does."""
     first = balanced(cases("unseen"), 4)
     verdicts = {record.id: judge.batch([record], memory="none", own=False)[0] for record in first}
     seconds = [verdict.seconds for verdict in list(verdicts.values())[1:] if isinstance(verdict, Verdict)]  # the first one loads the model
-    affordable = max(12, min(24, int(PASS_SECONDS / max(seconds, default=PASS_SECONDS)) // 2 * 2))
+    affordable = max(FEWEST_UNSEEN, min(MOST_UNSEEN, int(PASS_SECONDS / max(seconds, default=PASS_SECONDS)) // 2 * 2))
     exam = balanced(cases("unseen"), affordable if unseen is None else unseen)
     rest = [record for record in exam if record.id not in verdicts]
     verdicts |= dict(zip([record.id for record in rest], judge.batch(rest, memory="none", own=False, progress=progress), strict=True))
@@ -153,10 +166,7 @@ def _sat(judge: Judge, unseen: int | None, progress: Progress) -> tuple[list[Fee
 
 
 def changes(judge: Judge, exam: Sequence[Feedback], before: Sequence[Verdict | Failure], after: Sequence[Verdict | Failure]) -> list[Change]:
-    """Up to three verdicts that alignment changed, the mended ones first, with what changed them.
-
-    The model's own probability tells whether the guidelines it read did it, or the vote of the cases.
-    """
+    """Up to three verdicts that alignment changed, the mended ones first, with what changed them."""
     changed = [
         (record, old, new)
         for record, old, new in zip(exam, before, after, strict=True)
@@ -167,16 +177,18 @@ def changes(judge: Judge, exam: Sequence[Feedback], before: Sequence[Verdict | F
     episodes = {episode.feedback.id: episode for episode in judge.memory.episodes()}
     found = []
     for record, old, new in changed[:3]:
-        place = nearest(judge, search_text(record.item), [guideline.text for guideline in guidelines])
-        alone = None if new.probabilities is None else new.probabilities["yes"]
+        case = episodes[new.voter_ids[0]] if new.voter_ids else None
+        stands_for = None if case is None else next((g for g in guidelines if case.feedback.id in g.evidence_for), None)
+        place = nearest(judge, search_text(record.item), [guideline.text for guideline in guidelines]) if stands_for is None else None
         found.append(
             Change(
                 item=record,
                 before=old,
                 after=new,
-                model_alone=alone,
-                guideline=None if place is None else guidelines[place],
-                case=episodes[new.voter_ids[0]] if new.voter_ids else None,
+                model_alone=None if new.probabilities is None else new.probabilities["yes"],
+                case=case,
+                guideline=stands_for if place is None else guidelines[place],
+                distilled=stands_for is not None,
             )
         )
     return found

@@ -46,6 +46,8 @@ class Decision:
     """Of which model this holds; None: of any."""
     cases: int | None = None
     """How many similar cases a judgement is shown."""
+    guidelines: bool = True
+    """Whether the model reads guidelines; else only those that experts pinned."""
 
     @property
     def fitted(self) -> bool:

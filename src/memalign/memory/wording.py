@@ -33,7 +33,7 @@ class Wording:
 
     def joined(self, vector: Vectors, text: str) -> Vectors:
         """The joint vector of another text, shape (dimension + 1024,)."""
-        return self._joined(vector[None, :], _counted(text)[None, :])[0]
+        return np.asarray(self._joined(vector[None, :], _counted(text)[None, :])[0])
 
     def _joined(self, vectors: Vectors, counts: Vectors) -> Vectors:
         words = counts * self._rarity

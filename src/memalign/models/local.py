@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from memalign.errors import (
@@ -26,11 +27,14 @@ from memalign.errors import (
 from memalign.models import ChatReply, ChatRequest
 from memalign.models.weights import Progress, find_weights
 from memalign.models.wire import read_logprobs, read_usage
+from memalign.records import Usage, content_hash
 
 BATCH_TOKENS = 256
 """Prompt tokens read at a stretch: a call can be given up only between two stretches."""
 PREFIX_CACHE_MIB = 512
 """RAM for the states of earlier prompts, so that judging and distilling in turn do not read their common prefixes anew."""
+MOST_LABELS = 10_000
+"""Replies kept, some 2 kB each."""
 STOP_SECONDS = 60.0
 SEED = 1
 
@@ -55,9 +59,9 @@ def local_chat_model(name: str) -> LocalChatModel:
 class LocalChatModel:
     """A GGUF model, run by one thread: one call at a time, others wait their turn; weights are loaded by the first call.
 
+    A bare label at temperature 0 is not worked out twice: the same request has the same reply, at no cost, until the model is closed.
     A cancelled call is given up between two stretches of 256 prompt tokens, or at the next generated token. No time limit applies: how
-    long a call takes depends on the machine. At temperature 0 the same request in the same state of the prefix cache has the same reply.
-    A forked process loads its own copy; it must end by ``os._exit``, as those of ``multiprocessing`` do.
+    long a call takes depends on the machine. A forked process loads its own copy; it must end by ``os._exit``, as those of ``multiprocessing`` do.
     """
 
     def __init__(self, weights: str, *, context_tokens: int | None = None, threads: int | None = None) -> None:
@@ -68,6 +72,8 @@ class LocalChatModel:
         self._context_tokens = context_tokens
         self._threads = threads
         self._server: Any = None
+        self._labels: dict[str | None, ChatReply] = {}
+        """Digest of a request -> its reply, a label and the likelihoods of its tokens."""
         self._worker = _Worker(f"memalign {weights}")
 
     @property
@@ -82,12 +88,20 @@ class LocalChatModel:
         UnreadableReply, ModelUnavailable (the engine failed).
         """
         self._forget_parent_process()
+        key = content_hash(_body(request)) if request.choices is not None and request.temperature == 0 else None
+        if key in self._labels:
+            return self._labels[key]
         abandoned = threading.Event()
         future = self._worker.submit(lambda: self._complete(request, abandoned))
         try:
-            return await asyncio.wrap_future(future)
+            reply = await asyncio.wrap_future(future)
         finally:
             abandoned.set()
+        if key is not None:
+            if len(self._labels) >= MOST_LABELS:
+                self._labels.clear()
+            self._labels[key] = replace(reply, usage=Usage(), seconds=0.0)
+        return reply
 
     async def aclose(self) -> None:
         """Wait for the call in hand and free the weights; the next call loads them again."""
@@ -187,6 +201,7 @@ class LocalChatModel:
 
     def _close(self) -> None:
         self._server = None
+        self._labels.clear()
 
     def _forget_parent_process(self) -> None:
         """After a fork the engine's threads are gone: leave its object untouched for ever, since closing it would wait for them."""
