@@ -92,8 +92,8 @@ async def calibrate(
 ) -> Calibration:
     """Judge records that are no exemplars with their own case hidden, and fit the weights of model and vote on their labels.
 
-    ``ablate``: judge them without guidelines too; where reading them does not lower the log loss by more than one standard error, the model reads
-    only what experts pinned from then on. Raises ModelUnavailable when no record could be judged.
+    ``ablate``: judge them without guidelines too; where reading them does not lower the log loss by more than two standard errors, the model
+    reads only what experts pinned from then on. Raises ModelUnavailable when no record could be judged.
     """
     view = await asyncio.to_thread(session.memory.view)
     nothing = Calibration(judged=0, decision=None, revision=view.revision, note="")
@@ -138,7 +138,7 @@ def _reading(kept: _Fit, without: _Fit) -> tuple[bool, str]:
     both = [item_id for item_id in kept.losses if item_id in without.losses]
     read, unread = [kept.losses[item_id] for item_id in both], [without.losses[item_id] for item_id in both]
     figures = f"log loss {sum(read) / len(both):.2f} with them, {sum(unread) / len(both):.2f} without, on {len(both)} records"
-    if better(read, unread):
+    if better(read, unread, errors=2.0):
         return True, f"reading guidelines helps the model ({figures})"
     return False, f"reading guidelines does not help this model ({figures}): from now on it reads only those that experts pinned"
 

@@ -77,10 +77,10 @@ def tried(scale: Scale, cases: Sequence[Case], judged: Sequence[Judged], *, mirr
     return Trial(decision, before, after, _remarks(scale, best, "whole" in rows, before, after), tuple(map(float, losses[best])))
 
 
-def better(losses: Sequence[float] | Floats, others: Sequence[float] | Floats) -> bool:
-    """Whether losses on some records are lower than other losses on them, by more than one standard error of the difference."""
+def better(losses: Sequence[float] | Floats, others: Sequence[float] | Floats, *, errors: float = 1.0) -> bool:
+    """Whether losses on some records are lower than other losses on them, by more than so many standard errors of the difference."""
     gain = np.subtract(others, losses)
-    return len(gain) > 1 and bool(gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)))
+    return len(gain) > 1 and bool(gain.mean() > errors * gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
 def left_out(scale: Scale, cases: Sequence[Case], judged: Sequence[Judged], parts: Parts, *, mirrored: bool) -> Floats:
