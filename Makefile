@@ -10,8 +10,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 demo: $(VENV)/run.stamp  ## run the main job on real input, with the local model
 	$(BIN)/memalign demo $(ARGS)
 
+# Tests with the real local model run alone: its threads wait for each other, and slow down many times beside other work.
 test: check integrations  ## lint, type-check and run all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not model" $(ARGS)
+	$(BIN)/python -m pytest -m model $(ARGS)
 
 # MLflow needs older versions of what memalign takes the newest of, so its tests have environments of their own: the newest and the oldest.
 # What those lack (pytest, the local model) comes from .venv.
