@@ -1,4 +1,4 @@
-"""The demonstration's data, and its steps with a scripted model (the real one runs in test_demo_real.py)."""
+"""The demonstration's data, and its steps with a scripted model (the real one in .ci/run)."""
 
 from __future__ import annotations
 
