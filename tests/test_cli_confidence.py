@@ -57,6 +57,17 @@ def test_eval_tells_coverage_beside_agreement(run: Run, sure: ScriptedEndpoint, 
     assert (told["n"], told["abstained"], told["coverage"], told["accuracy"]["value"]) == (4, 4, 0.5, 1.0)
 
 
+def test_what_the_model_does_not_read_is_told(run: Run, sure: ScriptedEndpoint, tmp_path: Path) -> None:  # noqa: F811
+    run("align", jsonl(tmp_path / "feedback.jsonl", *(row(number, value=number % 2 == 0, rationale="") for number in range(24))))
+    run("memory", "add", "Say sorry first.")
+    run("memory", "unpin", "g1")
+    assert "does not help this model" in run("calibrate", "--ablate").stdout
+    assert "the model reads only the pinned ones" in run("memory", "list").stdout
+    assert "the model reads pinned guidelines only" in run("memory", "diff", "3", "4").stdout
+    run("calibrate", "--no-ablate")
+    assert "the model reads only" not in run("memory", "list").stdout
+
+
 def test_calibrate_shows_figures_diagram_and_threshold(run: Run, sure: ScriptedEndpoint, tmp_path: Path) -> None:  # noqa: F811
     assert "nothing was fitted" in run("calibrate", code=1).stdout
     run("align", jsonl(tmp_path / "feedback.jsonl", *(row(number, value=number % 2 == 0, rationale="") for number in range(24))))

@@ -37,12 +37,15 @@ def list_(
     """List the guidelines, and how many cases memory holds."""
     from memalign.cli.opening import opened
     from memalign.cli.printing import emit, one_line, say, table
+    from memalign.description import model_name
     from memalign.rendering import item_text
 
     with opened(db, judge) as found:
         guidelines = found.memory.guidelines(all_states=every)
         held = found.memory.episodes()
-        revision, waiting = found.memory.view().revision, found.memory.waiting()
+        view, waiting = found.memory.view(), found.memory.waiting()
+        unread = not view.decision.of(model_name(found.model)).guidelines and any(not guideline.pinned for guideline in view.guidelines)
+    revision = view.revision
     counts = {"revision": revision, "guidelines": len(guidelines), "episodes": len(held), "items": len({e.feedback.item.id for e in held})}
     counts["waiting"] = waiting
     if json:
@@ -64,6 +67,8 @@ def list_(
         ]
         table(["id", "expert", "reason", "item"], cells, wide=["reason", "item"])
     say(f"revision {revision}: {len(guidelines)} guideline(s), {len(held)} case(s) on {counts['items']} item(s)")
+    if unread:
+        say("the model reads only the pinned ones: calibration found that reading the others does not help it (memory pin, or calibrate --no-ablate)")
     if waiting:
         say(f"{waiting} record(s) are stored but not fully learned; to go on, run: memalign align")
 

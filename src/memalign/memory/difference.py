@@ -199,6 +199,8 @@ def _state(guideline: Guideline | None) -> str:
 
 
 def _weights(decision: Decision) -> str:
-    numbers = {name: value for name, value in asdict(decision).items() if isinstance(value, int | float)}
+    numbers = {name: value for name, value in asdict(decision).items() if isinstance(value, int | float) and not isinstance(value, bool)}
     offsets = "".join(f" {value:.3g}" for value in decision.offsets)
-    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in numbers.items()) + (f", offsets{offsets}" if offsets else "")
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in numbers.items()) + (
+        (f", offsets{offsets}" if offsets else "") + ("" if decision.guidelines else ", the model reads pinned guidelines only")
+    )
