@@ -15,6 +15,7 @@ _VERB = (
     r"(?:s|ing)?(?:\s+(?:it|this|them|everything|all|with|as|for|is|the|reply|replies|answer|verdict|label|score|a|an|to|be))*"
 )
 _ALWAYS = r"(?:always|never|in (?:all|any|every) cases?|every time|no matter what|regardless of \w+(?: \w+)?|without exception)"
+_EVERYTHING = r"(?:everything|anything|all|(?:every|each|any)\s+(?:reply|answer|response|output|text|item|case))"
 _ELSEWHERE = "toujours|jamais|immer|niemals|siempre|nunca|sempre|всегда|никогда|总是|始终|永远|一律|总应|دائما|دائمًا|أبدا|いつも|常に|항상"
 """Always and never in other languages that experts write in."""
 _QUOTE = r"[\"'`“”‘’«»「」]*"
@@ -55,7 +56,7 @@ def orders_a_verdict(text: str, labels: Sequence[str], *, scope: str = "", decid
     told = _any_of([*labels, *(_YES_NO_ELSEWHERE if "yes" in labels else ())])
     patterns = (
         rf"\b{_ALWAYS}[\s,]+{_VERB}\s+{named}",
-        rf"\b{_VERB}\s+{_QUOTE}(?:{label}){_QUOTE}\s*,?\s+{_ALWAYS}",
+        rf"\b{_VERB}\s+{_QUOTE}(?:{label}){_QUOTE}\s*,?\s+(?:{_ALWAYS}|(?:to|for)\s+{_EVERYTHING})\b",
         rf"\b(?:verdict|answer|score|rating|label|grade|result)\s+(?:(?:must|should|shall|has to|is|be)\s+)+(?:always|never)\s+(?:be\s+)?{named}",
         rf"(?:{_ELSEWHERE})[^.,;。，]{{0,20}}?(?<![^\W{_CJK}]){_QUOTE}(?:{told})(?![^\W{_CJK}])",
     )
