@@ -171,6 +171,9 @@ class Lookup:
 
     def texts_without_vector(self) -> dict[str, str]:
         """Content hash -> text of what memory holds but the present embedder has not seen."""
+        self.view()
+        if self._search.complete:
+            return {}
         with self._reading() as (connection, revision):
             missing = set(vectors.missing(connection, self.judge_id, self.embedder, revision))
             held = episodic.live(connection, self.judge_id, revision) if missing else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +109,11 @@ class Search:
                 self._index.remove_records(vectors.left(connection, judge_id, after=self._revision, until=revision))
             self._read(connection, revision)
             self._revision = revision
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that memory holds in its revision has a vector."""
+        return self._complete
 
     def keep(self) -> bool:
         """Make the file now; False where there is nothing to keep, nowhere to keep it, or another process is making it. Raises OSError."""
@@ -219,7 +225,7 @@ class Search:
         index, texts = self._index, self._retrieval.words
         slots, hashes = [np.empty(0, np.int64)], list[str]()
         for rows in vectors.entered(connection, self._judge_id, after=self._revision, until=revision, texts=texts):
-            fresh, places = index.enter([row.item_id for row in rows], [_fact(row) for row in rows])
+            fresh, places = index.enter([row.item_id for row in rows], _facts(rows))
             slots.append(fresh)
             hashes += [rows[place].content_hash for place in places.tolist()]
             if index.lexical is not None and len(fresh):
@@ -243,10 +249,11 @@ class Search:
         self._complete = self._complete and not missing.any()
 
 
-def _fact(row: Row[Any]) -> Fact:
-    missed = row.judged is not None and row.judged != row.value
-    time = datetime.fromisoformat(row.created_at).timestamp()
-    return Fact(row=row.row, value=row.value, annotator=row.annotator, source=row.source, missed=missed, time=time)
+def _facts(rows: Sequence[Row[Any]]) -> list[Fact]:
+    numbers, _, _, values, judged, annotators, sources, created, *_ = zip(*rows, strict=True)
+    missed = [verdict is not None and verdict != value for verdict, value in zip(judged, values, strict=True)]
+    times = [datetime.fromisoformat(time).timestamp() for time in created]
+    return [*map(Fact._make, zip(numbers, values, annotators, sources, missed, times, strict=True))]
 
 
 def _words(inputs: Any, outputs: Any) -> str:

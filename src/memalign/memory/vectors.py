@@ -21,7 +21,9 @@ _CHUNK = 500
 _MANY = 2000
 """From here on, reading all vectors of the embedder in their order is faster than finding each (10,000: 0.1 s against 0.45 s)."""
 _STREAMED = {"stream_results": True, "yield_per": 10_000}
-"""Rows that are in RAM at once: of a million, all of them would take gigabytes."""
+"""Records that are in RAM at once: of a million, all of them would take gigabytes."""
+_VECTORS_STREAMED = {"stream_results": True, "yield_per": 1_000}
+"""Vectors at once: so many stay in the processor's cache while they are taken in (10,000 vectors: .05 s against .15 s)."""
 _KNOWN = select(_TABLE.c.content_hash, _TABLE.c.data).where(
     _TABLE.c.embedder == bindparam("embedder"), _TABLE.c.content_hash.in_(bindparam("hashes", expanding=True))
 )
@@ -74,15 +76,15 @@ def left(connection: Connection, judge_id: int, *, after: int, until: int) -> li
     return list(connection.execute(query).scalars())
 
 
-def stored(connection: Connection, embedder: str, hashes: Sequence[str]) -> Iterator[tuple[list[str], Vectors]]:
+def stored(connection: Connection, embedder: str, hashes: Sequence[str]) -> Iterator[tuple[Sequence[str], Vectors]]:
     """Content hashes with their vectors, shape (n, dimension), some at a time; others than those wanted may be among them when those are many.
 
     Raises EmbeddingError when they differ in dimension.
     """
     if len(hashes) > _MANY:
         everything = select(_TABLE.c.content_hash, _TABLE.c.data).where(_TABLE.c.embedder == embedder)
-        for part in connection.execute(everything, execution_options=_STREAMED).partitions():
-            yield _stacked(embedder, [(key, data) for key, data in part])
+        for part in connection.execute(everything, execution_options=_VECTORS_STREAMED).partitions():
+            yield _stacked(embedder, part)
     elif found := list(_stored(connection, embedder, hashes).items()):
         yield _stacked(embedder, found)
 
@@ -116,9 +118,10 @@ def _check_dimension(connection: Connection, embedder: str, dimensions: set[int]
         )
 
 
-def _stacked(embedder: str, found: Sequence[tuple[str, bytes]]) -> tuple[list[str], Vectors]:
-    sizes = {len(data) for _, data in found}
+def _stacked(embedder: str, found: Sequence[Row[tuple[str, bytes]] | tuple[str, bytes]]) -> tuple[Sequence[str], Vectors]:
+    keys, parts = zip(*found, strict=True)
+    sizes = set(map(len, parts))
     if len(sizes) > 1:
         dimensions = " and ".join(str(size // 4) for size in sorted(sizes))
         raise EmbeddingError(f"memory holds vectors of embedder {embedder!r} with {dimensions} dimensions; name another embedder")
-    return [key for key, _ in found], np.frombuffer(b"".join(data for _, data in found), dtype="<f4").reshape(len(found), -1)
+    return keys, np.frombuffer(b"".join(parts), dtype="<f4").reshape(len(found), -1)

@@ -35,6 +35,10 @@ class Words(TypeDecorator[str]):
             return value
         return value.replace("\x01", "\x011").replace("\x00", "\x010")
 
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        """None where nothing is to be undone: a call for each value read takes a third of the time of reading."""
+        return super().result_processor(dialect, coltype) if dialect.name == _POSTGRES else None
+
     def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
         """What was meant."""
         if value is None or dialect.name != _POSTGRES or "\x01" not in value:

@@ -19,6 +19,8 @@ BLOCK_NUMBERS = 1 << 18
 
 _STEPS = 127.0
 _FINER = 254.0
+_AT_ONCE = 512
+"""Rows that are split into planes at once: what is in between stays in the processor's cache, which makes it several times as fast."""
 _MORE = 32
 """So many candidates beyond those wanted get their exact similarity: the coarse one is off by less than 0.01."""
 
@@ -58,14 +60,11 @@ class Exact:
         order = np.argsort(slots)
         places = slots[order] - self.first
         planes = [plane[order] for plane in _planes(rows)]
-        ends = np.searchsorted(places, np.arange(1, len(self._blocks) + 1) * self._rows)
-        start = 0
-        for number, end in enumerate(ends.tolist()):
-            if end > start:
-                at = places[start:end] - number * self._rows
-                for plane, values in zip(self._blocks[number], planes, strict=True):
-                    plane[at] = values[start:end]
-            start = end
+        numbers, starts = np.unique(places // self._rows, return_index=True)
+        for number, start, end in zip(numbers.tolist(), starts.tolist(), [*starts[1:].tolist(), len(places)], strict=True):
+            at = places[start:end] - number * self._rows
+            for plane, values in zip(self._blocks[number], planes, strict=True):
+                plane[at] = values[start:end]
 
     def clear(self, slots: Slots) -> None:
         """Overwrite rows with zeros."""
@@ -149,6 +148,15 @@ def ranked(slots: Slots, scores: Vectors, wanted: int) -> tuple[Slots, Vectors]:
 
 def _planes(rows: Vectors) -> tuple[npt.NDArray[Any], ...]:
     """Coarse, fine and scale of rows."""
+    coarse, fine = np.empty(rows.shape, np.int8), np.empty(rows.shape, np.int8)
+    scale = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        coarse[part], fine[part], scale[part] = _split(rows[part])
+    return coarse, fine, scale
+
+
+def _split(rows: Vectors) -> tuple[npt.NDArray[Any], ...]:
     scale = np.abs(rows).max(axis=1) / np.float32(_STEPS)
     steps = rows / np.where(scale > 0, scale, 1)[:, None]
     coarse = np.rint(steps)
