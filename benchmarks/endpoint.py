@@ -47,8 +47,9 @@ ANSWERS: dict[str, Answer] = {
 class Endpoint:
     """Answers, delays and counts."""
 
-    def __init__(self, answer: Answer, *, swift: bool) -> None:
-        self.answer, self.swift = answer, swift
+    def __init__(self, answer: Answer, *, swift: bool, delay_seconds: float | None = None) -> None:
+        """``delay_seconds``: what every completion takes, whatever its length."""
+        self.answer, self.swift, self.delay_seconds = answer, swift, delay_seconds
         self.counted: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.in_flight = self.most_in_flight = 0
 
@@ -89,7 +90,7 @@ class Endpoint:
                 "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens},
             }
         ).encode()
-        await self._wait(started, FIRST_TOKEN_SECONDS + tokens / TOKENS_A_SECOND)
+        await self._wait(started, FIRST_TOKEN_SECONDS + tokens / TOKENS_A_SECOND if self.delay_seconds is None else self.delay_seconds)
         self._count(kind, started, prompt_tokens=prompt_tokens, completion_tokens=tokens)
         return web.Response(body=content, content_type="application/json")
 
@@ -189,5 +190,6 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument("--answers", choices=ANSWERS, default="workload")
     parser.add_argument("--swift", action="store_true", help="without a hosted model's delays")
+    parser.add_argument("--delay", type=float, help="seconds that every completion takes")
     options = parser.parse_args()
-    asyncio.run(serve(Endpoint(ANSWERS[options.answers], swift=options.swift).app(), options.port))
+    asyncio.run(serve(Endpoint(ANSWERS[options.answers], swift=options.swift, delay_seconds=options.delay).app(), options.port))

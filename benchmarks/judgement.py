@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
 import tempfile
 import time
 import zlib
@@ -19,7 +18,7 @@ import numpy as np
 
 from benchmarks.measuring import Row, median, milliseconds, percentile
 from benchmarks.workload import INSTRUCTIONS, answer, item, records
-from memalign import Feedback, Item, Judge, Scale, judging, session
+from memalign import Judge, Scale, judging, session
 from memalign.embedders.minilm import MiniLM
 from memalign.memory import Memory
 from memalign.models import ChatReply, ChatRequest
@@ -169,7 +168,6 @@ def measure(*, quick: bool = False) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         for episodes in (FEW, MANY):
             rows += _at(Path(folder), episodes, count)
-        rows.append(_batch(Path(folder), 128 if quick else 256))
     return rows
 
 
@@ -200,26 +198,6 @@ def _at(folder: Path, episodes: int, count: int) -> list[Row]:
         target = "embedder + 5 ms" if limit == 0.005 else "embedder + 3 ms"
         rows.append(Row(f"judgement, {episodes:,} episodes, {name}", shown, target, own <= limit, result))
     return rows
-
-
-def _batch(folder: Path, count: int) -> Row:
-    """Items at 64 in flight against a model of 500 ms: the share of the rate that the model alone allows."""
-    path, flight, delay = folder / "batch.db", 64, 0.5
-    shutil.copy(folder / f"plain-{FEW}.db", path)
-    judge = judge_on(path, FixedEmbedder(), model=scripted(delay_seconds=delay, at_once=flight))
-    items = [Item(**item(5000 + number)) for number in range(count)]
-    judge.batch(items[:2])
-    shares = []
-    for _ in range(3):
-        fresh = [Feedback(**item(10_000 * len(shares) + 6000 + number), value=True).item for number in range(count)]
-        started = time.perf_counter()
-        results = judge.batch(fresh)
-        seconds = time.perf_counter() - started
-        assert len(results) == count
-        shares.append(delay * -(-count // flight) / seconds)
-    judge.close()
-    shown = f"{median(shares):.2f} of ideal (best {max(shares):.2f}; {count} items)"
-    return Row("batch at 64 in flight, 500 ms model", shown, ">= 0.9 of ideal", median(shares) >= 0.9, {"shares": shares, "items": count})
 
 
 if __name__ == "__main__":

@@ -153,7 +153,10 @@ async def recalled(session: Session, meter: Meter, task: Task, item: Item, recal
     text = search_text(item)
     key = content_hash(text)
     with meter.timed("search"):
-        view, stored = await asyncio.to_thread(session.memory.view_and_vector, key)
+        standing = session.memory.unchanged(key) if session.memory.swift else None
+        if standing is None:
+            standing = await asyncio.to_thread(session.memory.view_and_vector, key)
+        view, stored = standing
     decision = _decision(session, view, recall, caution)
     if recall.guidelines is not None:
         view = replace(view, guidelines=recall.guidelines)
@@ -175,7 +178,7 @@ async def recalled(session: Session, meter: Meter, task: Task, item: Item, recal
     with meter.timed("search"):
         if counts and query is not None and view.items:
             vote, voters = await asyncio.to_thread(session.memory.vote, view, item, query, own=recall.own)
-        similar, similarity = await asyncio.to_thread(_similar, session.memory, view, task, item, query, k, recall)
+        similar, similarity = await session.looked_up(partial(_similar, session.memory, view, task, item, query, k, recall))
     exemplars = tuple(episode for episode in view.exemplars if recall.own or episode.feedback.item.id != item.id)
     return Recalled(
         view=view,

@@ -13,10 +13,17 @@ def cost_usd(model: str, usage: Usage) -> float | None:
     provider, _, name = model.partition("/")
     if provider in ("local", "scripted"):
         return 0.0
+    return _priced(provider, name, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) if _listed(provider, name) else None
+
+
+@lru_cache(maxsize=64)
+def _listed(provider: str, model: str) -> bool:
+    """Whether the tables have a price; the search for a model that they do not know compares it with all, which takes half a millisecond."""
     try:
-        return _priced(provider, name, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+        _priced(provider, model, 1, 0, 1)
     except LookupError:
-        return None
+        return False
+    return True
 
 
 @lru_cache(maxsize=4096)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 from memalign.embedders.queue import Queue
@@ -20,6 +20,8 @@ from memalign.records import Usage
 
 if TYPE_CHECKING:
     from memalign.embedders import Embedder, Vectors
+
+T = TypeVar("T")
 
 _REMEMBERED_VECTORS = 4096
 
@@ -74,6 +76,7 @@ class Session:
         self._recent: OrderedDict[str, Vectors] = OrderedDict()
         self._purged = 0
         self._complete = self._priced = False
+        self._desks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     async def ask(self, meter: Meter, model: ChatModel, request: ChatRequest) -> ChatReply:
@@ -117,6 +120,18 @@ class Session:
             self._recent.move_to_end(key)
         while len(self._recent) > _REMEMBERED_VECTORS:
             self._recent.popitem(last=False)
+        return found
+
+    async def looked_up(self, work: Callable[[], T]) -> T:
+        """What some work on memory gives: done here where that is quicker than to hand it to a thread, one judgement a turn of the event loop.
+
+        Else the first of many judgements would ask its model when the last one had been prepared.
+        """
+        if not self.memory.swift:
+            return await asyncio.to_thread(work)
+        async with self._desks.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            found = work()
+            await asyncio.sleep(0)
         return found
 
     async def complete_vectors(self, meter: Meter) -> None:

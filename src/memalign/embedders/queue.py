@@ -17,7 +17,8 @@ IN_PROCESS_CALLS = 1
 HOSTED_CALLS = 8
 """Calls under way at once; a request that finds one free never waits."""
 MOST_TEXTS = 256
-"""In one shared call. A single request with more of them stays whole."""
+MOST_TEXTS_IN_PROCESS = 32
+"""In one shared call. A single request with more of them stays whole. In process more at once gain nothing, and the first would wait for all."""
 
 
 @dataclass(eq=False, slots=True)
@@ -39,7 +40,8 @@ class Queue:
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
-        self._calls = IN_PROCESS_CALLS if embedder.id.startswith("local/") else HOSTED_CALLS
+        here = embedder.id.startswith("local/")
+        self._calls, self._most_texts = (IN_PROCESS_CALLS, MOST_TEXTS_IN_PROCESS) if here else (HOSTED_CALLS, MOST_TEXTS)
         self._lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = WeakKeyDictionary()
 
     @property
@@ -65,7 +67,7 @@ class Queue:
 
     async def _work(self, line: _Line) -> None:
         while line.waiting:
-            together = _next(line.waiting)
+            together = _next(line.waiting, self._most_texts)
             try:
                 await self._answer(together)
             finally:
@@ -104,11 +106,11 @@ class Queue:
                 request.answer.set_result(rows)
 
 
-def _next(waiting: list[_Request]) -> list[_Request]:
+def _next(waiting: list[_Request], most_texts: int) -> list[_Request]:
     """Take the requests of the next call, in the order in which they came."""
     together = [waiting.pop(0)]
     texts = len(together[0].texts)
-    while waiting and texts + len(waiting[0].texts) <= MOST_TEXTS:
+    while waiting and texts + len(waiting[0].texts) <= most_texts:
         texts += len(waiting[0].texts)
         together.append(waiting.pop(0))
     return together

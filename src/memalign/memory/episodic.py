@@ -14,7 +14,7 @@ from memalign.memory import drafts
 from memalign.memory.revisions import holds_at, now
 from memalign.records import Episode, Feedback, Item, canonical, content_hash
 from memalign.rendering import search_text
-from memalign.stores import schema
+from memalign.stores import Store, schema
 
 _TABLE = schema.feedback
 _CHUNK = 500
@@ -22,6 +22,8 @@ _CHUNK = 500
 
 _OF_ITEMS = select(_TABLE).where(_TABLE.c.judge_id == bindparam("judge"), _TABLE.c.item_id.in_(bindparam("items", expanding=True)))
 """Without a condition on revisions: given one, SQLite reads all that hold, by that index, instead of the few items."""
+_FEW = 8
+_OF_FEW_ITEMS = select(_TABLE).where(_TABLE.c.judge_id == bindparam("judge"), _TABLE.c.item_id.in_([bindparam(f"item{n}") for n in range(_FEW)]))
 
 Change = Literal["new", "changed", "unchanged"]
 
@@ -97,7 +99,19 @@ def of_items(connection: Connection, judge_id: int, revision: int, item_ids: Seq
     """The records on some items that hold in a revision, oldest first."""
     if not item_ids:
         return []
-    found = connection.execute(_OF_ITEMS, {"judge": judge_id, "items": list(item_ids)}).all()
+    return _held(connection.execute(_OF_ITEMS, {"judge": judge_id, "items": list(item_ids)}).all(), revision)
+
+
+def of_few_items(store: Store, judge_id: int, revision: int, item_ids: Sequence[str]) -> list[Stored]:
+    """As ``of_items``, without a connection: for what a judgement shows."""
+    found: list[Any] = []
+    for start in range(0, len(item_ids), _FEW):
+        few = item_ids[start : start + _FEW]
+        found += store.fetch(_OF_FEW_ITEMS, {"judge": judge_id} | {f"item{n}": few[min(n, len(few) - 1)] for n in range(_FEW)})
+    return _held(found, revision)
+
+
+def _held(found: Sequence[Row[Any]], revision: int) -> list[Stored]:
     held = [row for row in found if row.since is not None and row.since <= revision and (row.until is None or row.until > revision)]
     return [_stored(row) for row in sorted(held, key=lambda row: row.row)]
 

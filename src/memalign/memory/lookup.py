@@ -118,11 +118,22 @@ class Lookup:
             self._drop_purged(purged)
             return self._viewed(connection, newest if self.pinned_revision is None else self.pinned_revision)
 
+    @property
+    def swift(self) -> bool:
+        """Whether ``unchanged``, ``cases`` and ``vote`` take a millisecond or two and wait for nobody, so that they need no thread of their own."""
+        return self._store.near and self._search.swift
+
+    def unchanged(self, content_hash: str) -> tuple[View, Vectors | None] | None:
+        """As ``view_and_vector``, by one query; None when memory has changed since its last view."""
+        newest, purged, vector = vectors.newest_and_one(self._store.fetch, self.judge_id, self.embedder, content_hash)
+        view, wanted = self._view, newest if self.pinned_revision is None else self.pinned_revision
+        return (view, vector) if view is not None and view.revision == wanted and self.purged == purged else None
+
     def view_and_vector(self, content_hash: str) -> tuple[View, Vectors | None]:
         """The view, and the stored vector of a text if there is one."""
         judge_id = self.judge_id
         with self._lock, self._store.reading() as connection:
-            newest, purged, vector = vectors.newest_and_one(connection, judge_id, self.embedder, content_hash)
+            newest, purged, vector = vectors.newest_and_one(lambda *query: connection.execute(*query).all(), judge_id, self.embedder, content_hash)
             self._drop_purged(purged)
             return self._viewed(connection, newest if self.pinned_revision is None else self.pinned_revision), vector
 
@@ -261,9 +272,8 @@ class Lookup:
         if unread:
             judge_id = self.judge_id
             found: dict[str, list[Episode]] = {item_id: [] for item_id in unread}
-            with self._store.reading() as connection:
-                for stored in episodic.of_items(connection, judge_id, view.revision, unread):
-                    found[stored.item_id].append(episodic.episode(stored))
+            for stored in episodic.of_few_items(self._store, judge_id, view.revision, unread):
+                found[stored.item_id].append(episodic.episode(stored))
             told |= {item_id: tuple(episodes) for item_id, episodes in found.items()}
         with self._lock:
             for item_id in item_ids:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import Connection, Row, Select, bindparam, select
 
 from memalign.errors import EmbeddingError
 from memalign.memory.revisions import NEWEST, PURGED, holds_at
@@ -15,6 +15,9 @@ from memalign.stores.database import insert_new
 
 if TYPE_CHECKING:
     from memalign.embedders import Vectors
+
+Fetch = Callable[[Select[Any], Mapping[str, Any]], Sequence[Any]]
+"""Asks a query with its parameters; gives the rows."""
 
 _TABLE = schema.vector
 _CHUNK = 500
@@ -39,9 +42,9 @@ def known(connection: Connection, embedder: str, hashes: Sequence[str]) -> dict[
     return {key: np.frombuffer(data, dtype="<f4") for key, data in _stored(connection, embedder, hashes).items()}
 
 
-def newest_and_one(connection: Connection, judge_id: int, embedder: str, content_hash: str) -> tuple[int, int, Vectors | None]:
+def newest_and_one(fetch: Fetch, judge_id: int, embedder: str, content_hash: str) -> tuple[int, int, Vectors | None]:
     """The newest revision of a memory, its newest purge and, if it is stored, the vector of a text: in one query, since every judgement asks."""
-    number, purged, data = connection.execute(_NEWEST_AND_ONE, {"judge": judge_id, "embedder": embedder, "hash": content_hash}).one()
+    number, purged, data = fetch(_NEWEST_AND_ONE, {"judge": judge_id, "embedder": embedder, "hash": content_hash})[0]
     return number or 0, purged or 0, None if data is None else np.frombuffer(data, dtype="<f4")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 from pydantic import SecretStr
+from pydantic_core import from_json
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, stop_before_delay, wait_random_exponential
 from yarl import URL
 
@@ -248,9 +249,12 @@ def _is_loopback(host: str | None) -> bool:
 
 def _parsed(content: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(content)
+        value = from_json(content)  # a reply with log probabilities has some 50 kB; the standard library takes half as long again
     except ValueError:
-        return None
+        try:
+            value = json.loads(content)  # takes half of a surrogate pair, which some endpoints write
+        except ValueError:
+            return None
     return value if isinstance(value, dict) else None
 
 

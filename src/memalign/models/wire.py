@@ -14,12 +14,12 @@ def read_logprobs(said: Mapping[str, Any] | None) -> tuple[TokenLogprobs, ...] |
     tokens = (said or {}).get("content")
     if not tokens:
         return None
-    return tuple(
-        TokenLogprobs(
-            token["token"], float(token["logprob"]), tuple((top["token"], float(top["logprob"])) for top in token.get("top_logprobs") or ())
-        )
-        for token in tokens
-    )
+    return tuple([_token(token) for token in tokens])
+
+
+def _token(said: Mapping[str, Any]) -> TokenLogprobs:
+    top = tuple([(other["token"], float(other["logprob"])) for other in said.get("top_logprobs") or ()])  # some 800 a reply: no generator
+    return TokenLogprobs(said["token"], float(said["logprob"]), top)
 
 
 def read_usage(said: Mapping[str, Any] | None) -> Usage:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Select
 
 _POSTGRES = re.compile(r"^postgres(?:ql)?(?:\+psycopg)?://")
 _USER_PART = re.compile(r"(://[^:/?@]*):.*@", re.DOTALL)
@@ -32,6 +32,16 @@ class Store(Protocol):
 
     def reading(self) -> AbstractContextManager[Connection]:
         """A connection on one consistent snapshot; concurrent with any writer."""
+
+    @property
+    def near(self) -> bool:
+        """Whether ``fetch`` takes some microseconds and waits for nobody, so that it needs no thread of its own."""
+
+    def fetch(self, query: Select[Any], parameters: Mapping[str, Any]) -> Sequence[Any]:
+        """The rows of one query of numbers, texts and bytes, by the names of its columns, on a snapshot of its own.
+
+        For what every judgement asks: the same query object each time, without the cost of a connection and a transaction.
+        """
 
     def writing(self, judge_id: int | None = None) -> AbstractContextManager[Connection]:
         """A transaction that holds a write lock from its start: all of it happens, or nothing. Writers wait their turn.

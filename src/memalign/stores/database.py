@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import Any, ClassVar
 
-from sqlalchemy import Connection, Engine, Table, and_, column, func, inspect, select, table
+from sqlalchemy import Connection, Engine, Select, Table, and_, column, func, inspect, select, table
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from memalign.errors import MemalignError, StoreError
@@ -50,6 +50,16 @@ class Database(ABC):
         """One consistent snapshot; sees nothing of a transaction that is under way."""
         with self._translating(), self._transaction(self._open(), writing=False) as connection:
             yield connection
+
+    @property
+    def near(self) -> bool:
+        """Only what lies in a file on this machine is."""
+        return False
+
+    def fetch(self, query: Select[Any], parameters: Mapping[str, Any]) -> Sequence[Any]:
+        """All rows of one query."""
+        with self.reading() as connection:
+            return connection.execute(query, parameters).all()
 
     @contextmanager
     def writing(self, judge_id: int | None = None) -> Iterator[Connection]:

@@ -77,11 +77,13 @@ class Exact:
         """The vectors of slots, shape (len(slots), dimension)."""
         if not len(slots):
             return np.empty((0, self.dimension), dtype=np.float32)
-        at = [(self._blocks[block], row) for block, row in (divmod(slot - self.first, self._rows) for slot in slots.tolist())]
-        found = np.array([block[1][row] for block, row in at], dtype=np.float32)
+        numbers, rows = np.divmod(slots - self.first, self._rows)
+        at = [(self._blocks[number], row) for number, row in zip(numbers.tolist(), rows.tolist(), strict=True)]
+        coarse, fine, scale = (np.array([block[plane][row] for block, row in at]) for plane in range(3))
+        found = fine.astype(np.float32)
         found /= np.float32(_FINER)
-        found += np.array([block[0][row] for block, row in at])
-        found *= np.array([block[2][row] for block, row in at], dtype=np.float32)[:, None]
+        found += coarse
+        found *= scale[:, None]
         return found
 
     def nearest(self, query: Vectors, wanted: int, usable: npt.NDArray[np.bool_]) -> tuple[Slots, Vectors]:

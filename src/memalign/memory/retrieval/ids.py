@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,10 +58,16 @@ class Ids:
     def slot(self, item_id: str) -> int | None:
         """The slot of an item; None for one it does not hold, and for a text that is no id."""
         try:
-            found = self.slots(packed([item_id]))[0]
+            data = bytes.fromhex(item_id)
         except ValueError:
             return None
-        return None if found < 0 else int(found)
+        if len(data) != ID.itemsize:
+            return None
+        key = int.from_bytes(data[:8], sys.byteorder)
+        place = int(self._keys.searchsorted(np.uint64(key)))
+        if place < len(self._keys) and int(self._keys[place]) == key and self._live.values[at := int(self._slots[place])]:
+            return at
+        return self._recent.get(key)
 
     def id(self, slot: int) -> str:
         """The item of a slot."""
