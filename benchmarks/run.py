@@ -15,10 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import align, inside_mlflow, judgement, opening, relations
+from benchmarks import align, inside_mlflow, judgement, opening, relations, scale, throughput
 from benchmarks.measuring import ROOT, Row, facts
 
-PARTS = ("opening", "judgement", "align", "relations", "mlflow")
+PARTS = ("opening", "judgement", "throughput", "scale", "align", "relations", "mlflow")
 _STATE = {True: "ok", False: "missed", None: ""}
 
 _NOTES = """\
@@ -35,6 +35,8 @@ def measured(parts: Sequence[str], *, quick: bool, peer_python: str) -> list[Row
     work: dict[str, Callable[[], list[Row]]] = {
         "opening": lambda: opening.measure(quick=quick),
         "judgement": lambda: judgement.measure(quick=quick),
+        "throughput": lambda: throughput.measure(quick=quick),
+        "scale": lambda: scale.measure(quick=quick),
         "align": lambda: align.measure(quick=quick, peer_python=peer_python),
         "relations": relations.measure,
         "mlflow": lambda: inside_mlflow.measure(quick=quick, peer_python=peer_python),

@@ -1,8 +1,8 @@
 """Growth: what retrieval adds to a judgement, opening, bytes on disk and in RAM, from 100 to a million episodes.
 
-``python -m benchmarks.scale [--most N] [--folder FOLDER]`` writes ``benchmarks/results/scale.json`` as it goes, and ``scale.png`` at its end.
-Vectors are synthetic, in clusters; files are written straight, see ``benchmarks.synthetic``. Processor time is given beside wall time, since the
-cores may be shared.
+``python -m benchmarks.scale [--least N] [--most N] [--folder FOLDER]`` writes each size into ``benchmarks/results/scale.json``, where the other
+sizes stay as they were, and ``scale.png`` at its end. Vectors are synthetic, in clusters; files are written straight, see
+``benchmarks.synthetic``. Processor time is given beside wall time, since the cores may be shared.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import ROOT, facts, fresh, median, percentile
+from benchmarks.measuring import ROOT, Row, facts, fresh, median, milliseconds, percentile
 
 SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
 RESULTS = ROOT / "benchmarks" / "results"
@@ -26,18 +26,25 @@ _JUDGEMENTS = 200
 
 
 class Drawn:
-    """The embedder of the synthetic memories, at no cost: a new vector of some cluster for each text."""
+    """The embedder of the synthetic memories: a new vector of some cluster for each text, at no cost or at that of another embedder."""
 
-    def __init__(self, episodes: int, count: int = 400) -> None:
+    def __init__(self, episodes: int, count: int = 800) -> None:
         from benchmarks.synthetic import EMBEDDER, queries
 
         self.id = EMBEDDER
+        self.costing: Any = None
+        """An embedder that is asked too, whose vectors are left aside."""
+        self.seconds: list[float] = []
         self._rows = queries(count, episodes=episodes)
         self._next = 0
 
     async def embed(self, texts: Sequence[str]) -> Any:
         """One unit vector a text."""
+        clock = time.perf_counter()
+        if self.costing is not None:
+            await self.costing.embed(texts)
         start, self._next = self._next, self._next + len(texts)
+        self.seconds.append(time.perf_counter() - clock)
         return self._rows[start : self._next]
 
     async def aclose(self) -> None:
@@ -69,7 +76,7 @@ def used(path: Path, episodes: int, *, keep: bool) -> dict[str, Any]:
     opened["first"] = opened["open"] + time.perf_counter() - clock
     found = opened | {"from_file": bool(judge.memory._search._in_file), "resident_open": _resident() - before}
     judge.memory._search._refused = True  # no work in the background while times are taken
-    found |= _searched(judge) | _judged(judge, texts)
+    found |= _searched(judge) | _judged(judge, 6_000_000)
     found["resident"] = _resident()
     if keep:
         clock, cpu = time.perf_counter(), time.process_time()
@@ -78,6 +85,7 @@ def used(path: Path, episodes: int, *, keep: bool) -> dict[str, Any]:
         found |= {f"graph_{name}": value for name, value in _searched(judge).items()}
         judge.memory._search._refused = True
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found["with_embedder"] = _with_embedder(judge)
     judge.close()
     return found
 
@@ -94,12 +102,30 @@ def _searched(judge: Any) -> dict[str, Any]:
     return {"search_p50": median(wall), "search_p95": percentile(wall, 0.95), "search_best": min(wall), "search_processor": median(cpu)}
 
 
-def _judged(judge: Any, texts: Any) -> dict[str, Any]:
-    """Whole judgements with a model and an embedder that answer at once."""
+def _with_embedder(judge: Any) -> dict[str, Any] | None:
+    """Whole judgements whose texts the local MiniLM reads, and what it takes of them; None where it is not installed."""
+    from benchmarks.synthetic import texts
+    from memalign.embedders.minilm import MiniLM
+    from memalign.errors import MemalignError
+
+    embedder = judge.embedder
+    embedder.costing = MiniLM()
+    try:
+        judge(inputs=texts(7_000_000)[0], outputs=texts(7_000_000)[1])
+    except MemalignError:
+        return None
+    embedder.seconds.clear()
+    return _judged(judge, 8_000_000) | {"embedder_p50": median(embedder.seconds)}
+
+
+def _judged(judge: Any, first: int) -> dict[str, Any]:
+    """Whole judgements with a model that answers at once."""
+    from benchmarks.synthetic import texts
+
     wall = []
     cpu = time.process_time()
     for number in range(_JUDGEMENTS):
-        question, reply = texts(6_000_000 + number)
+        question, reply = texts(first + number)
         clock = time.perf_counter()
         judge(inputs=question, outputs=reply)
         wall.append(time.perf_counter() - clock)
@@ -148,7 +174,7 @@ def _resident() -> int:
 
 def measured(path: Path, episodes: int) -> dict[str, Any]:
     """One size: filled if need be, opened without a file, then with it."""
-    row: dict[str, Any] = {"episodes": episodes}
+    row: dict[str, Any] = {"episodes": episodes, "date": facts()["date"], "load": os.getloadavg()[0]}
     if not path.exists():
         from benchmarks.synthetic import fill
 
@@ -163,14 +189,16 @@ def measured(path: Path, episodes: int) -> dict[str, Any]:
     runs = [fresh(["-m", "benchmarks.scale", "--one", str(path), "--episodes", str(episodes)], timeout_seconds=1800) for _ in range(3)]
     row["warm"] = min(runs, key=lambda run: run["open"])
     row["warm"] |= {name: min(run[name] for run in runs) for name in ("p50", "p95", "best", "processor", "search_p50", "search_processor")}
+    told = [run["with_embedder"] for run in runs if run["with_embedder"]]
+    row["warm"]["with_embedder"] = min(told, key=lambda run: run["p50"] - run["embedder_p50"]) if told else None
     if episodes <= 100_000:
         row["recall"] = fresh(["-m", "benchmarks.scale", "--recall", str(path), "--episodes", str(episodes)], timeout_seconds=1800)
     return row
 
 
-def exponent(rows: Sequence[dict[str, Any]], value: Any) -> float | None:
+def exponent(rows: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float | None]) -> float | None:
     """The slope of a quantity against the number of episodes, both as logarithms, from 1,000 episodes on."""
-    points = [(math.log(row["episodes"]), math.log(value(row))) for row in rows if row["episodes"] >= 1000 and value(row)]
+    points = [(math.log(row["episodes"]), math.log(got)) for row in rows if row["episodes"] >= 1000 and (got := value(row))]
     if len(points) < 2:
         return None
     x, y = zip(*points, strict=True)
@@ -178,7 +206,8 @@ def exponent(rows: Sequence[dict[str, Any]], value: Any) -> float | None:
     return sum((a - mean_x) * (b - mean_y) for a, b in points) / sum((a - mean_x) ** 2 for a in x)
 
 
-QUANTITIES = {
+QUANTITIES: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "judgement, p50 ms": lambda row: row["warm"]["p50"] * 1e3,
     "search, processor ms": lambda row: row["warm"]["search_processor"] * 1e3,
     "judgement, processor ms": lambda row: row["warm"]["processor"] * 1e3,
     "open from database, s": lambda row: row["cold"]["open_processor"],
@@ -204,9 +233,53 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     chart.facet(facet=alt.Facet("what:N", title=None, sort=list(QUANTITIES)), columns=4).resolve_scale(y="independent").save(str(path), ppi=110)
 
 
+def grown(sizes: Sequence[int], kept_in: Path | None = None) -> list[dict[str, Any]]:
+    """Measure some sizes; gives them and all that were measured before, the smallest first, as they stand in the results now."""
+    stored = RESULTS / "scale.json"
+    held = {row["episodes"]: row for row in json.loads(stored.read_text())["rows"]} if stored.exists() else {}
+    for episodes in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            held[episodes] = measured((kept_in or Path(folder)) / f"s{episodes}.db", episodes)
+        rows = [held[size] for size in sorted(held)]
+        fitted = {name: exponent(rows, quantity) for name, quantity in QUANTITIES.items()}
+        stored.write_text(json.dumps({"machine": facts(), "rows": rows, "exponents": fitted}, indent=1) + "\n")
+    plot(rows, RESULTS / "scale.png")
+    return [held[size] for size in sizes]
+
+
+def measure(*, quick: bool = False) -> list[Row]:
+    """Up to 100,000 episodes now (``quick``: 10,000); a million as it was measured last, with its date."""
+    now = [size for size in SIZES if size <= (10_000 if quick else 100_000)]
+    grown(now)
+    found = json.loads((RESULTS / "scale.json").read_text())
+    rows = [line for row in found["rows"] for line in _lines(row, old=row["episodes"] not in now)]
+    slopes = ", ".join(f"{name.rpartition(', ')[0] or name} {slope:.2f}" for name, slope in found["exponents"].items() if slope is not None)
+    return [*rows, Row("growth: exponents of the number of episodes", slopes, "", None, {"exponents": found["exponents"]})]
+
+
+def _lines(row: dict[str, Any], *, old: bool) -> list[Row]:
+    """What the table says of one size."""
+    what = f"{row['episodes']:,} synthetic episodes" + (f" ({row['date']})" if old else "")
+    warm, cold = row["warm"], row["cold"]
+    judged = f"p50 {milliseconds(warm['p50'])}, p95 {milliseconds(warm['p95'])}, processor {milliseconds(warm['processor'])}"
+    if read := warm["with_embedder"]:
+        judged += f"; with MiniLM p50 {milliseconds(read['p50'])}, p95 {milliseconds(read['p95'])}, its own {milliseconds(read['embedder_p50'])}"
+    limit = {10_000: 0.003, 100_000: 0.005}.get(row["episodes"])
+    target = "" if limit is None else f"embedder + {limit * 1000:.0f} ms"
+    first = Row(f"judgement, {what}", judged, target, None if limit is None else warm["p50"] <= limit, row)
+    room = f"database {row['database'] / 1e6:,.0f} MB, index file {row['index'] / 1e6:,.0f} MB, resident {warm['resident'] / 1e6:,.0f} MB"
+    build = f"first index {cold['open_processor'] + cold['build_processor']:.1f} s of processor time ({cold['open'] + cold['build']:.1f} s)"
+    shown = f"{room}; {build}; opened again in {warm['open']:.2f} s"
+    if row["episodes"] != 100_000:
+        return [first, Row(f"opening, {what}", shown)]
+    kept = warm["resident"] <= 500e6 and cold["open_processor"] + cold["build_processor"] <= 60 and warm["open"] <= 1
+    return [first, Row(f"opening, {what}", shown, "<= 500 MB resident, first index <= 60 s, again <= 1 s", kept)]
+
+
 def main() -> None:
     """Measure each size; write after each."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--least", type=int, default=SIZES[0])
     parser.add_argument("--most", type=int, default=SIZES[-1])
     parser.add_argument("--folder", type=Path, help="where the memories are kept between runs")
     for name in ("--one", "--recall"):
@@ -220,14 +293,8 @@ def main() -> None:
     if options.recall:
         print(json.dumps(recalls(options.recall, options.episodes)))
         return
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for episodes in (size for size in SIZES if size <= options.most):
-            rows.append(measured((options.folder or Path(folder)) / f"s{episodes}.db", episodes))
-            print(json.dumps(rows[-1]), flush=True)
-            fitted = {name: exponent(rows, quantity) for name, quantity in QUANTITIES.items()}
-            RESULTS.joinpath("scale.json").write_text(json.dumps({"machine": facts(), "rows": rows, "exponents": fitted}, indent=1) + "\n")
-    plot(rows, RESULTS / "scale.png")
+    for size in (size for size in SIZES if options.least <= size <= options.most):
+        print(json.dumps(grown([size], options.folder)[-1]), flush=True)
 
 
 if __name__ == "__main__":

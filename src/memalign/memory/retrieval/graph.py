@@ -104,4 +104,5 @@ def _new(dimension: int) -> Any:
         from usearch.index import Index
     except ImportError as error:
         raise MissingExtra("usearch", "scale") from error
-    return Index(ndim=dimension, metric="cos", dtype="f16", connectivity=NEIGHBOURS, expansion_add=EFFORT_TO_ADD, expansion_search=EFFORT_TO_SEARCH)
+    # Vectors are of unit length, as for the exact search: the inner product is the cosine, and links a sixth faster.
+    return Index(ndim=dimension, metric="ip", dtype="f16", connectivity=NEIGHBOURS, expansion_add=EFFORT_TO_ADD, expansion_search=EFFORT_TO_SEARCH)
