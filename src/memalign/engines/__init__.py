@@ -20,15 +20,17 @@ async def in_flight(items: Iterable[T], work: Callable[[T], Awaitable[R]], *, li
     """
     waiting = enumerate(items)
     tasks: dict[asyncio.Task[R], int] = {}
+    done = asyncio.Queue[asyncio.Task[R]]()
     try:
         while True:
             while len(tasks) < limit and (following := next(waiting, None)) is not None:
-                tasks[asyncio.ensure_future(_run(work, following[1]))] = following[0]
+                task = asyncio.ensure_future(_run(work, following[1]))
+                tasks[task] = following[0]
+                task.add_done_callback(done.put_nowait)  # asyncio.wait would look at all of them for each one that ends
             if not tasks:
                 return
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                yield tasks.pop(task), task.result()
+            task = await done.get()
+            yield tasks.pop(task), task.result()
     finally:
         for task in tasks:
             task.cancel()
