@@ -37,13 +37,14 @@ class Clock:
     def time(self, name: str, work: Any) -> Any:
         """Run one step; nothing else may use the endpoint meanwhile."""
         endpoint.reset(self.address)
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         result = work()
-        seconds = time.perf_counter() - started
+        seconds, processor_seconds = time.perf_counter() - started, time.process_time() - busy
         kinds = endpoint.stats(self.address)["kinds"]
         chat = [kinds[kind] for kind in ("distil", "relate", "judge") if kind in kinds]
         self.steps[name] = {
             "seconds": seconds,
+            "processor_seconds": processor_seconds,
             "chat_calls": sum(kind["calls"] for kind in chat),
             "completion_tokens": sum(kind["completion_tokens"] for kind in chat),
             "prompt_tokens": sum(kind["prompt_tokens"] for kind in chat),

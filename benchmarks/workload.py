@@ -85,9 +85,9 @@ def answer(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any] | No
     if "distill a set of guidelines" in prompt:
         return "distil", _mlflow_guidelines(prompt)
     inner = (schema or {}).get("properties", {}).get("result", {})
-    if {"operations", "groups"} & set(inner.get("properties", {})):  # ours, asked through MLflow's adapters
+    if {"operations", "duplicates"} & set(inner.get("properties", {})):  # ours, asked through MLflow's adapters
         kind, text = answer(messages, inner)
-        return kind, _dumps({"rationale": "", "result": json.loads(text)})
+        return kind, _dumps({"result": json.loads(text)})
     if schema is not None and "operations" in schema.get("properties", {}):
         return "distil", _operations(prompt)
     if schema is not None and "duplicates" in schema.get("properties", {}):

@@ -71,7 +71,7 @@ class Provider(ScriptedEndpoint):
         if self.broken:
             return "I would rather not."
         if kind == "relate":
-            return json.dumps({"rationale": "", "result": {"groups": []}})
+            return json.dumps({"result": {"duplicates": [], "narrower": [], "conflicts": []}})
         if "distill a set of guidelines" in prompt:
             head, _, rest = prompt.partition("Here are the user judgement examples:")
             cases = [(int(number), reason) for number, reason in _THEIR_CASE.findall(rest)]
@@ -83,7 +83,7 @@ class Provider(ScriptedEndpoint):
         for text, numbers in self.distil(cases):
             holder = next((key for other, key in known.items() if text.rstrip(".").casefold() in other.casefold()), None)
             operations.append(support(holder, *numbers) if holder else add(*numbers, decide=text))
-        return json.dumps({"rationale": "", "result": {"operations": operations}})
+        return json.dumps({"result": {"operations": operations}})
 
     def _judged(self, body: dict[str, Any]) -> str | dict[str, Any]:
         said = self.verdict(body)
@@ -132,7 +132,7 @@ def _kind(path: str, body: dict[str, Any]) -> str:
     inner = body.get("response_format", {}).get("json_schema", {}).get("schema", {}).get("properties", {}).get("result", {}).get("properties", {})
     if "operations" in inner or "distill a set of guidelines" in _prompt(body):
         return "distil"
-    return "relate" if "groups" in inner else "judge"
+    return "relate" if "duplicates" in inner else "judge"
 
 
 # Traces without a server
@@ -262,6 +262,9 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("tracking")
     address = f"sqlite:///{folder / 'mlflow.db'}"
     mlflow.set_tracking_uri(address)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # where the store is first opened, it puts the artifacts of all its experiments
+        mlflow.search_experiments()
     yield address
     mlflow.flush_trace_async_logging()
 

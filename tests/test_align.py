@@ -726,9 +726,9 @@ def test_a_rule_that_forbids_never_joins_one_that_demands(make_judge: MakeJudge)
 
 
 def test_later_rounds_see_what_earlier_ones_proposed(make_judge: MakeJudge) -> None:
-    """16 calls of 4 records run at once; the 17th sees what they made."""
+    """16 calls of 8 records run at once; the 17th sees what they made."""
     model = ScriptedChatModel(lambda request: {"operations": [add(1, decide="heed the Apology")]} if request.purpose == "distil" else related())
-    report = make_judge(model).align([record(number, f"apology {number}") for number in range(68)])
+    report = make_judge(model).align([record(number, f"apology {number}") for number in range(136)])
     assert purposes(model) == {"distil": 17}
     assert shown_guidelines(model.requests[15]) == {}
     assert shown_guidelines(model.requests[16]) == {"new1": "When a reply is judged, heed the Apology."}

@@ -17,9 +17,10 @@ from sqlalchemy import func, select
 
 from conftest import MakeJudge, add, distilled, expert, record, related, says, shown_cases, support
 from memalign import Judge, Scale
+from memalign.alignment.asking import HOSTED, IN_PROCESS
+from memalign.alignment.batches import Case, batches, cases, paired
 from memalign.alignment.checks import addresses_the_model, copied, folded, orders_a_verdict, personal_data
 from memalign.alignment.operations import check
-from memalign.alignment.screen import cases, paired
 from memalign.alignment.support import script
 from memalign.embedders.scripted import HashEmbedder
 from memalign.errors import ModelUnavailable
@@ -101,16 +102,47 @@ def stored(row: int, value: Any, judged: Any, reason: str = "", near: str = "") 
     return Stored(row, 1, feedback.item.id, feedback, judged, "", None, None, near or f"hash {row}")
 
 
+def rows(units: list[list[Case]]) -> list[list[int]]:
+    return [[case.stored.row for case in unit] for unit in units]
+
+
 def test_an_error_stands_before_its_nearest_opposite() -> None:
     found = cases([stored(1, True, True), stored(2, False, None), stored(3, True, None), stored(4, False, True)], shown=4)
     near = {"hash 4": np.array([1.0, 0.0]), "hash 1": np.array([0.0, 1.0]), "hash 3": np.array([0.9, 0.1]), "hash 2": np.array([1.0, 0.0])}
-    assert [case.stored.row for case in paired(found, near)] == [4, 3, 1, 2]
-    assert [case.stored.row for case in paired(found, {})] == [4, 1, 2, 3]
+    assert rows(paired(found, near)) == [[4, 3], [1], [2]]
+    assert rows(paired(found, {})) == [[4, 1], [2], [3]]
 
 
 def test_all_labels_equal_leave_errors_without_an_opposite() -> None:
     found = cases([stored(row, False, True) for row in range(3)], shown=4)
-    assert [case.stored.row for case in paired(found, {})] == [0, 1, 2]
+    assert rows(paired(found, {})) == [[0], [1], [2]]
+
+
+def test_reasons_that_share_telling_words_are_read_together() -> None:
+    reasons = ["far too cold, apologise", "name a date", "no apology here", "the date is missing", "never apologise twice", "says nothing"]
+    units = [[case] for case in cases([stored(row, False, None, reason) for row, reason in enumerate(reasons)], shown=4)]
+    assert rows(batches(units, 3)) == [[0, 2, 4], [1, 3, 5]]
+    assert rows(batches(units, 1)) == [[0], [1], [2], [3], [4], [5]]
+
+
+def test_reasons_without_a_word_in_common_fill_batches_in_order() -> None:
+    units = [[case] for case in cases([stored(row, False, None, reason) for row, reason in enumerate("abcdefg")], shown=4)]
+    assert rows(batches(units, 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert rows(batches([], 3)) == []
+
+
+def test_an_error_and_its_opposite_stay_in_one_batch() -> None:
+    reasons = ["cold answer", "cold reply", "warm words", "cold tone", "cold start", "fair"]
+    found = cases([stored(row, row % 2 == 0, row % 2 != 0 if row < 2 else None, reason) for row, reason in enumerate(reasons)], shown=4)
+    read = rows(batches(paired(found, {}), 3))
+    assert sorted(row for batch in read for row in batch) == list(range(6))
+    assert all(len(batch) <= 3 for batch in read)
+    assert any({0, 1} <= set(batch) for batch in read)
+
+
+def test_more_cases_make_larger_batches_once_all_calls_are_under_way() -> None:
+    assert [HOSTED.cases_a_call(count) for count in (0, 10, 64, 65, 128, 10_000)] == [4, 4, 4, 5, 8, 8]
+    assert IN_PROCESS.cases_a_call(100) == 1
 
 
 def test_equal_reasons_for_equal_verdicts_are_one_group() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,9 @@ class Pace:
     """How much a distilling model is asked at once."""
 
     batch_size: int = 4
-    """Cases in one call."""
+    """Cases in one call, as long as all calls can be made at once."""
+    largest_batch: int = 8
+    """Cases in one call when there are more."""
     width: int = 16
     """Calls at once; each later round sees what the earlier ones proposed."""
     alike: int = 4
@@ -41,9 +44,13 @@ class Pace:
     """Ask for nothing but the rule behind each single reason; rules that are alike become one. On the boolean scale only reasons for a no are asked
     about: they name a fault, where a small model makes platitudes of praise."""
 
+    def cases_a_call(self, cases: int) -> int:
+        """How many of some cases go into one call."""
+        return min(self.largest_batch, max(self.batch_size, math.ceil(cases / self.width)))
+
 
 HOSTED = Pace()
-IN_PROCESS = Pace(batch_size=1, width=1, alike=1, max_tokens=40, gist=True)
+IN_PROCESS = Pace(batch_size=1, largest_batch=1, width=1, alike=1, max_tokens=40, gist=True)
 """A small model on a processor writes some ten tokens a second, and loses the thread among several cases, but puts one reason into a rule well."""
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from memalign.alignment.asking import Pace, ask
+from memalign.alignment.batches import Case, batches, cases, paired
 from memalign.alignment.drafted import Drafted, carry_out, drafted, listed, read_draft, written
 from memalign.alignment.joining import Joining
 from memalign.alignment.operations import Rejected, check
 from memalign.alignment.plan import Plan, Proposal
 from memalign.alignment.relate import Held, Relations, alike, named, nominated
 from memalign.alignment.report import FailedBatch
-from memalign.alignment.screen import Case, cases, paired
 from memalign.alignment.support import unsupported
 from memalign.errors import MemalignError
 from memalign.memory import Memory, drafts, episodic
@@ -64,14 +64,14 @@ class Distilling:
         records' items by content hash, to pair errors with their nearest opposites; may be empty.
         """
         records = await asyncio.to_thread(self._drafts, self._without_praise(records))
-        found = paired(cases(records, shown=self.pace.alike), vectors)
-        batches = [found[start : start + self.pace.batch_size] for start in range(0, len(found), self.pace.batch_size)]
+        found = cases(records, shown=self.pace.alike)
+        rounds = batches(paired(found, vectors), self.pace.cases_a_call(len(found)))
         if not self.pace.gist:
             await self._relate(0)
-        for first in range(0, len(batches), self.pace.width):
+        for first in range(0, len(rounds), self.pace.width):
             seen = listed(self._readable, self.result.proposals)
             before = len(self.result.proposals)
-            wave = enumerate(batches[first : first + self.pace.width], start=first)
+            wave = enumerate(rounds[first : first + self.pace.width], start=first)
             await asyncio.gather(*(self._batch(number, batch, seen) for number, batch in wave))
             if not self.pace.gist:
                 await self._relate(before)

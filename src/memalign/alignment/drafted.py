@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from memalign.alignment.batches import Case
 from memalign.alignment.operations import Add, Contradict, Operation, Refine, Rejected
 from memalign.alignment.plan import NEW, Proposal
-from memalign.alignment.screen import Case
 from memalign.memory.semantic import normalised
 from memalign.records import Guideline
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import copy
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated, Any
 
 import pydantic
@@ -143,7 +142,7 @@ class MLflowChatModel:
                 prompt=_messages(request, judging=judging, tools=trace is not None),
                 assessment_name=self.subject,
                 trace=trace,
-                response_format=_reply_form(schema["properties"]["verdict"] if judging else schema),
+                response_format=_reply_form(json.dumps(schema["properties"]["verdict"] if judging else schema), reasoned=judging),
                 **self.settings,
             )
         except Exception as error:  # MLflow's adapters raise what their libraries raise
@@ -169,11 +168,12 @@ def _messages(request: ChatRequest, *, judging: bool, tools: bool) -> list[ChatM
     return found
 
 
-def _reply_form(schema: Mapping[str, Any]) -> type[pydantic.BaseModel]:
-    """The reply's form as MLflow takes it: a pydantic model, whose ``result`` has our JSON schema."""
-    result = Annotated[Any, WithJsonSchema(copy.deepcopy(dict(schema)))]
-    fields: dict[str, Any] = {"rationale": (str, ...), _RESULT: (result, ...)}
-    return pydantic.create_model("Reply", **fields)
+@lru_cache(maxsize=64)
+def _reply_form(schema: str, *, reasoned: bool) -> type[pydantic.BaseModel]:
+    """The reply's form as MLflow takes it: a pydantic model, whose ``result`` has our JSON schema. ``reasoned``: it says why, first."""
+    result = Annotated[Any, WithJsonSchema(json.loads(schema))]
+    reason: dict[str, Any] = {"rationale": (str, ...)} if reasoned else {}
+    return pydantic.create_model("Reply", **reason, **{_RESULT: (result, ...)})
 
 
 def _usage(metadata: Mapping[str, Any]) -> Usage:
