@@ -11,20 +11,22 @@ import importlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import endpoint
-from benchmarks.measuring import ROOT, Row, fresh, median
+from benchmarks.measuring import ROOT, Row, facts, fresh, median
 from benchmarks.workload import INSTRUCTIONS, item, later_records, records
 
 SIDES = ("ours", "mlflow")
 SIZES = (50, 200, 1000)
 MORE, ROWS = 10, 500
+RESULTS = ROOT / "benchmarks" / "results" / "inside_mlflow.json"
 MODEL, EMBEDDING = "openai:/gpt-4.1-mini", "openai:/text-embedding-3-small"
 _JUDGED = 6
 _WARM = 2
@@ -86,29 +88,37 @@ def load(side: str, folder: Path, address: str) -> dict[str, Any]:
     return {"steps": clock.steps}
 
 
-def measure(*, quick: bool = False, peer_python: str = sys.executable) -> list[Row]:
-    """``peer_python``: an interpreter with mlflow and dspy. Sizes above the first are measured once; the largest is left out when ``quick``."""
-    import subprocess
+def measure(*, quick: bool = False, peer_python: str = sys.executable, sizes: Sequence[int] = SIZES) -> list[Row]:
+    """``peer_python``: an interpreter with mlflow and dspy. Each side runs twice on the smallest size, once when ``quick`` and on the others.
 
+    What a size gave is kept in ``RESULTS`` as soon as it is there; the rows tell of all that stands there.
+    """
     script = "import importlib.util as u, sys; sys.exit(not (u.find_spec('mlflow') and u.find_spec('dspy')))"
     if subprocess.run([peer_python, "-c", script], check=False).returncode:
         return [Row("inside MLflow", "not measured: --peer-python has no mlflow and dspy")]
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for size in sizes:
+        kept[str(size)] = {"machine": facts(), **_sized(size, 1 if quick or size != SIZES[0] else 2, peer_python)}
+        RESULTS.write_text(json.dumps({key: kept[key] for key in sorted(kept, key=int)}, indent=1) + "\n")
+    return _rows({(side, int(size)): runs[side] for size, runs in kept.items() for side in SIDES})
+
+
+def _sized(size: int, repetitions: int, python: str) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as temporary, endpoint.serving() as address:
-        for size in SIZES[:2] if quick else SIZES:
-            store = Path(temporary) / f"store{size}"
-            store.mkdir()
-            _fresh(peer_python, address, store, "--prepare", str(size))
-            for repetition in range(1 if quick or size != SIZES[0] else 2):
-                for side in SIDES if repetition % 2 == 0 else reversed(SIDES):
-                    folder = Path(temporary) / f"{side}{size}.{repetition}"
-                    shutil.copytree(store, folder)
-                    run = _fresh(peer_python, address, folder, "--side", side, *(["--evaluate"] if size == SIZES[1] and repetition == 0 else []))
-                    run["steps"] |= _fresh(peer_python, address, folder, "--load", side)["steps"]
-                    found.setdefault((side, size), []).append(run)
-                    told = {name: round(step["seconds"], 2) for name, step in run["steps"].items()}
-                    print(f"{side}, {size} traces: seconds {told}", file=sys.stderr, flush=True)
-    return _rows(found)
+        store = Path(temporary) / "store"
+        store.mkdir()
+        _fresh(python, address, store, "--prepare", str(size))
+        for repetition in range(repetitions):
+            for side in SIDES if repetition % 2 == 0 else reversed(SIDES):
+                folder = Path(temporary) / f"{side}{repetition}"
+                shutil.copytree(store, folder)
+                run = _fresh(python, address, folder, "--side", side, *(["--evaluate"] if size == SIZES[1] and repetition == 0 else []))
+                run["steps"] |= _fresh(python, address, folder, "--load", side)["steps"]
+                found[side].append(run)
+                told = {name: round(step["seconds"], 2) for name, step in run["steps"].items()}
+                print(f"{side}, {size} traces: seconds {told}", file=sys.stderr, flush=True)
+    return found
 
 
 def _rows(found: dict[tuple[str, int], list[dict[str, Any]]]) -> list[Row]:
@@ -192,6 +202,7 @@ def _fresh(python: str, address: str, folder: Path, *arguments: str) -> dict[str
         "OPENAI_API_KEY": "dummy",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_MODEL_CATALOG_URI": "",
+        "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false",
         "DO_NOT_TRACK": "true",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "DSPY_CACHEDIR": str(folder / "dspy"),
@@ -212,6 +223,7 @@ if __name__ == "__main__":
     parser.add_argument("--address", default="")
     parser.add_argument("--peer-python", default=sys.executable, help="an interpreter with mlflow and dspy")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--size", type=int, choices=SIZES, action="append", help="one size only, beside what was measured before")
     options = parser.parse_args()
     if options.prepare:
         print(json.dumps(prepare(options.folder, options.prepare)))
@@ -220,5 +232,5 @@ if __name__ == "__main__":
     elif options.load:
         print(json.dumps(load(options.load, options.folder, options.address)))
     else:
-        for row in measure(quick=options.quick, peer_python=options.peer_python):
+        for row in measure(quick=options.quick, peer_python=options.peer_python, sizes=options.size or SIZES):
             print(json.dumps(row.to_dict()))

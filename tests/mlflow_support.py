@@ -39,6 +39,8 @@ class Provider(ScriptedEndpoint):
         """What the judge says; None: the first value of the schema."""
         self.distil: Callable[[list[tuple[int, str]]], list[tuple[str, list[int]]]] = by_reason
         """(number, reason) of each case -> (guideline, numbers of its cases)."""
+        self.relate: dict[str, list[Any]] = {"duplicates": [], "narrower": [], "conflicts": []}
+        """How similar guidelines relate, by their numbers."""
         self.broken = False
         """Whether distillations are answered with nonsense."""
         self.embedded: list[str] = []
@@ -71,7 +73,7 @@ class Provider(ScriptedEndpoint):
         if self.broken:
             return "I would rather not."
         if kind == "relate":
-            return json.dumps({"result": {"duplicates": [], "narrower": [], "conflicts": []}})
+            return json.dumps({"result": self.relate})
         if "distill a set of guidelines" in prompt:
             head, _, rest = prompt.partition("Here are the user judgement examples:")
             cases = [(int(number), reason) for number, reason in _THEIR_CASE.findall(rest)]

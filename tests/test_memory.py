@@ -165,6 +165,13 @@ def test_the_settings_of_a_judge_can_be_asked_for(make_judge: MakeJudge, db: str
             judge_settings(store, "rude")
 
 
+def test_a_name_that_differs_in_case_alone_is_a_slip(make_judge: MakeJudge, db: str) -> None:
+    make_judge(memory=db, name="polite").align([record(1)])
+    with pytest.raises(ConfigurationError, match=r"holds a judge 'polite'.*write 'polite' to go on with it"):
+        make_judge(memory=db, name=" Polite").memory.episodes()
+    assert len(make_judge(memory=db, name="polite").memory.episodes()) == 1
+
+
 def test_verdicts_of_two_scales_are_not_mixed(make_judge: MakeJudge, db: str) -> None:
     make_judge(memory=db).align([record(1)])
     with pytest.raises(ConfigurationError, match="give this judge another name"):

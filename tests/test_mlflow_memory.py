@@ -190,11 +190,25 @@ def test_a_judge_that_is_not_ours_is_said(experiment: str, provider: Provider) -
     make().register()
     with pytest.raises(MlflowException, match="without a memory of memalign's"):
         load_judge("polite")
-    with pytest.raises(MlflowException):
+    with pytest.raises(MlflowException, match="rude"):
+        load_judge("rude")
+
+
+def test_a_name_that_differs_in_case_is_said(trace: Made, experiment: str, provider: Provider, tmp_path: Path) -> None:
+    from memalign.integrations.mlflow import load_judge
+
+    optimizer = Ours().optimizer(memory=tmp_path / "support.db")
+    make().align([log(Said(False, "tone"), inputs=PARCEL)], optimizer).register()
+    with pytest.raises(MlflowException, match="no judge 'Polite' is registered, but 'polite' is"):
         load_judge("Polite")
+    with pytest.raises(MlflowException, match=r"holds a judge 'polite', whose name differs from 'Polite' in case.*a name of its own"):
+        make("Polite").align([trace(Said(False, "length"), experiment=experiment)], optimizer)
+    assert len(load_judge("polite").memory.episodes()) == 1
 
 
 def test_a_tracking_server_that_refuses_is_said(trace: Made, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    from memalign.integrations.mlflow import load_judge
+
     judge = make().align([trace(Said(False, "tone"))], Ours().optimizer())
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     before = mlflow.get_tracking_uri()
@@ -202,6 +216,8 @@ def test_a_tracking_server_that_refuses_is_said(trace: Made, provider: Provider,
     try:
         with pytest.raises(MlflowException, match=r"127\.0\.0\.1"):
             judge.register(experiment_id="1")
+        with pytest.raises(MlflowException, match=r"127\.0\.0\.1"):
+            load_judge("polite", experiment_id="1")
         assert judge(inputs=PARCEL, outputs="A reply.").value is True  # judging needs no server
     finally:
         mlflow.set_tracking_uri(before)
@@ -262,6 +278,23 @@ def test_their_judge_with_deleted_traces(experiment: str, provider: Provider) ->
         import_judge(get_scorer(name="polite"), Ours().optimizer())
     with pytest.raises(MlflowException, match="not a judge that MLflow's MemAlignOptimizer aligned"):
         import_judge(make(), Ours().optimizer())
+
+
+@pytest.mark.skipif(not has_their_newest(), reason="MLflow's own MemAlign as of 3.17")
+def test_a_server_that_refuses_during_an_import_has_deleted_nothing(experiment: str, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    from memalign.integrations.mlflow import import_judge
+
+    one = log(Said(False, "tone"), inputs=PARCEL)
+    theirs = make().align([one], Theirs().optimizer())
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    try:
+        with pytest.raises(MlflowException, match=rf"{one.info.trace_id} could not be fetched from http://127\.0\.0\.1:9.*traces=\.\.\."):
+            import_judge(theirs, Ours().optimizer())
+        assert len(import_judge(theirs, Ours().optimizer(), traces=[one]).memory.episodes()) == 1
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 @pytest.mark.skipif(not has_their_newest(), reason="MLflow's own MemAlign as of 3.17")

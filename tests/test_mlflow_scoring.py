@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -88,6 +89,19 @@ def test_examples_stand_before_the_guidelines_defect(side: Side, trace: Made, pr
     one, two = (prompt(body) for body in provider.asked("judge"))
     common = next(place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
     assert ("rule about tone" in one[:common]) is (side.name == "ours")
+
+
+def test_a_query_waits_in_the_retriever_defect(side: Side, trace: Made, provider: Provider) -> None:
+    """Theirs waits 100 ms for other queries, every time; ours as long as it takes."""
+    judge = make().align([about(trace, "where is the parcel", Said(False, "tone"))], side.optimizer())
+    quickest = 9.0
+    for number in range(3 if side.name == "mlflow" else 40):
+        started = time.perf_counter()
+        judge(inputs={"question": f"where is the parcel {number}"}, outputs="short")
+        quickest = min(quickest, time.perf_counter() - started)
+        if quickest < 0.1:
+            break
+    assert (quickest >= 0.1) is (side.name == "mlflow")
 
 
 def test_the_row_itself_is_shown_with_its_experts_verdict(side: Side, trace: Made, provider: Provider) -> None:
@@ -329,12 +343,28 @@ def test_an_assessment_of_the_wrong_type_is_named_and_nothing_is_learned(trace: 
     assert provider.requests == []
 
 
+@pytest.mark.skipif(not has_their_newest(), reason="newer than MLflow 3.9")
 def test_a_judge_of_the_decision_api_is_refused(trace: Made, provider: Provider) -> None:
-    base = make()
-    base._model_api_mode = "decisions"
-    object.__setattr__(base, "_model_api_mode", "ModelAPI.DECISIONS")
-    with pytest.raises(MlflowException, match="chat_completions"):
-        base.align([trace(Said(True, "warmth"))], Ours().optimizer())
+    with pytest.raises(MlflowException, match=r"Decision API.*no turns.*model_api='chat_completions'"):
+        make(model_api="decisions").align([trace(Said(True, "warmth"))], Ours().optimizer())
+    assert provider.requests == []
+
+
+def test_what_the_judge_asks_its_model_with_is_kept(trace: Made, provider: Provider) -> None:
+    base = make(inference_params={"temperature": 0.25, "max_tokens": 77})
+    judge = base.align([trace(Said(True, "warmth"))], Ours().optimizer())
+    judge(inputs={"question": "?"}, outputs="short")
+    (body,) = provider.asked("judge")
+    assert (body["temperature"], body["max_tokens"]) == (0.25, 77)
+
+
+@pytest.mark.skipif(not has_their_newest(), reason="newer than MLflow 3.9")
+def test_address_and_headers_of_the_judge_are_kept(trace: Made, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = make(base_url=f"{provider.url}/chat/completions", extra_headers={"X-Team": "support"})
+    judge = base.align([trace(Said(True, "warmth"))], Ours().optimizer())
+    provider.requests.clear()
+    judge(inputs={"question": "?"}, outputs="short")
+    assert [one.headers["X-Team"] for one in provider.requests if one.path != "embeddings"] == ["support"]
 
 
 def test_a_missing_key_is_said_with_the_first_verdict(trace: Made, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from memalign.errors import ConfigurationError, NotFound
 from memalign.memory.revisions import now
@@ -19,7 +19,7 @@ _TABLE = schema.judge
 def of(store: Store, name: str, settings: Mapping[str, Any]) -> tuple[int, str]:
     """The key and the secret of a judge, which is registered, or whose settings are brought up to date, if need be.
 
-    Raises ConfigurationError when the stored judge has another scale.
+    Raises ConfigurationError when the stored judge has another scale, or a name that differs in case alone.
     """
     with store.reading() as connection:
         row = connection.execute(select(_TABLE).where(_TABLE.c.name == name)).first()
@@ -33,6 +33,7 @@ def _registered(store: Store, name: str, settings: Mapping[str, Any]) -> tuple[i
     with store.writing() as connection:
         row = connection.execute(select(_TABLE).where(_TABLE.c.name == name)).first()
         if row is None:
+            _unlike_others(connection, store, name)
             values = {"name": name, "settings": text, "secret": secrets.token_hex(8), "created_at": now()}
             created = connection.execute(insert(_TABLE).values(values).returning(_TABLE.c.id, _TABLE.c.secret)).one()
             return created.id, created.secret
@@ -44,6 +45,16 @@ def _registered(store: Store, name: str, settings: Mapping[str, Any]) -> tuple[i
             )
         connection.execute(update(_TABLE).where(_TABLE.c.id == row.id).values(settings=text))
         return row.id, row.secret
+
+
+def _unlike_others(connection: Connection, store: Store, name: str) -> None:
+    """A second judge whose name differs in case or spaces alone is a slip: it would have forgotten what the first one learned."""
+    for other in connection.execute(select(_TABLE.c.name)).scalars():
+        if other.strip().casefold() == name.strip().casefold():
+            raise ConfigurationError(
+                f"{store.location} holds a judge {other!r}, whose name differs from {name!r} in case or spaces alone: "
+                f"write {other!r} to go on with it, or give a new judge a name of its own"
+            )
 
 
 def judge_names(store: Store) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.entities.trace import Trace
+from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import Judge
 from mlflow.genai.scorers.base import SerializedScorer
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from memalign.integrations.mlflow.optimizer import MemAlignOptimizer
 
 _logger = logging.getLogger(__name__)
+_LOST = {
+    "RESOURCE_DOES_NOT_EXIST": "the trace was deleted",
+    "NOT_FOUND": "the trace was deleted",
+    "BAD_REQUEST": "the trace has lost its spans",
+}
+"""What a tracking server says of a trace that it does not hold, or not wholly."""
 
 
 def import_judge(judge: Judge, optimizer: MemAlignOptimizer | None = None, *, traces: Sequence[Trace] | None = None) -> AlignedJudge:
@@ -41,15 +48,15 @@ def import_judge(judge: Judge, optimizer: MemAlignOptimizer | None = None, *, tr
     wanted = list(dict.fromkeys(trace_ids))
     chosen = optimizer or MemAlignOptimizer(judge._reflection_lm, judge._retrieval_k)
     with as_mlflow(f"cannot import judge {judge.name!r}"):
-        found = {trace.info.trace_id: trace for trace in (_fetched(wanted) if traces is None else traces)}
-        missing = [trace_id for trace_id in wanted if trace_id not in found]
+        found, lost = _fetched(wanted) if traces is None else ({trace.info.trace_id: trace for trace in traces}, {})
+        missing = {trace_id: lost.get(trace_id, "the trace was not given") for trace_id in wanted if trace_id not in found}
         if wanted and len(missing) == len(wanted):
             raise gone(
                 f"none of the {len(wanted)} traces of judge {judge.name!r} can be found at {mlflow.get_tracking_uri()}: set the tracking URI of the "
                 "server where they were logged, or give them as traces=..."
             )
         labelled = read(base, scale_of(base.feedback_value_type), [found[trace_id] for trace_id in wanted if trace_id in found])
-        skipped = labelled.skipped | dict.fromkeys(missing, "the trace was deleted")
+        skipped = labelled.skipped | missing
         of_trace: dict[str, list[str]] = {}
         for record in labelled.feedback:
             of_trace.setdefault(trace_id_of(record), []).append(record.id)
@@ -80,5 +87,17 @@ def export_judge(judge: AlignedJudge) -> Any:
     return MemoryAugmentedJudge._from_serialized(SerializedScorer(**form))
 
 
-def _fetched(trace_ids: Sequence[str]) -> list[Trace]:
-    return [trace for trace_id in trace_ids if (trace := mlflow.get_trace(trace_id, silent=True)) is not None]
+def _fetched(trace_ids: Sequence[str]) -> tuple[dict[str, Trace], dict[str, str]]:
+    """Traces by id, and why others are lost. Raises MlflowException when the server refuses: then nobody knows which are lost."""
+    client, found, lost = mlflow.MlflowClient(), dict[str, Trace](), dict[str, str]()
+    for trace_id in trace_ids:
+        try:
+            found[trace_id] = client.get_trace(trace_id, display=False)
+        except MlflowException as error:
+            if error.error_code not in _LOST:
+                raise refused(
+                    f"trace {trace_id} could not be fetched from {mlflow.get_tracking_uri()}, so nothing was taken over: {error.message} Set the "
+                    "tracking URI of the server where the traces lie and see that it answers, or give the traces as traces=..."
+                ) from error
+            lost[trace_id] = _LOST[error.error_code]
+    return found, lost

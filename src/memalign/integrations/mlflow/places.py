@@ -129,9 +129,10 @@ def own_name(name: str) -> str:
 
 def writer(base: BaseJudge, memory: str, name: str, means: Means) -> memalign.Judge:
     """The memalign judge that learns; it is made in memory if it is new there. Raises ConfigurationError."""
-    if "DECISIONS" in str(getattr(base, "_model_api_mode", "")):
+    if str(getattr(base, "_model_api_mode", "")) == "decisions":
         raise ConfigurationError(
-            f"judge {base.name!r} uses the Decision API, which takes neither cases nor guidelines; make it with model_api='chat_completions'"
+            f"judge {base.name!r} uses the Decision API, which answers one question about one text: no turns for cases, no reasons, no JSON. "
+            "Make the judge with model_api='chat_completions' and a chat model; then it can be aligned"
         )
     return memalign.Judge(name=name, memory=memory, **_settings(base, means), scale=scale_of(base.feedback_value_type))
 

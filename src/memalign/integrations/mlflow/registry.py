@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.genai.scorers import Scorer, get_scorer
+from mlflow.exceptions import MlflowException
+from mlflow.genai.scorers import Scorer, get_scorer, list_scorers
 from mlflow.genai.scorers.base import SerializedScorer
 
-from memalign.integrations.mlflow.faults import refused
+from memalign.integrations.mlflow.faults import gone, refused
 from memalign.integrations.mlflow.judge import AlignedJudge
 from memalign.integrations.mlflow.places import Means, Place, Reader, whereabouts
 
@@ -27,7 +28,10 @@ def load_judge(name: str, *, experiment_id: str | None = None, version: int | No
     Without ``experiment_id`` it is looked for in the active experiment. Raises MlflowException: no such judge, one without memalign's memory, or
     a memory that is gone.
     """
-    found = get_scorer(name=name, experiment_id=experiment_id, version=version)
+    try:
+        found = get_scorer(name=name, experiment_id=experiment_id, version=version)
+    except MlflowException as error:
+        raise _nearly(name, experiment_id) or error from None
     if not isinstance(found, AlignedJudge):
         raise refused(
             f"{name!r} is a {type(found).__name__} without a memory of memalign's; MLflow's get_scorer loads it, and "
@@ -36,6 +40,16 @@ def load_judge(name: str, *, experiment_id: str | None = None, version: int | No
     judge = found if memory is None else found.kept_in(whereabouts(memory))
     assert judge.memory  # opens it: better now than at the first row
     return judge
+
+
+def _nearly(name: str, experiment_id: str | None) -> MlflowException | None:
+    """What to say when a judge of this name is registered, written otherwise."""
+    try:
+        names = [scorer.name for scorer in list_scorers(experiment_id=experiment_id)]
+    except MlflowException:
+        return None
+    other = next((one for one in names if one.strip().casefold() == name.strip().casefold()), None)
+    return None if other in (None, name) else gone(f"no judge {name!r} is registered, but {other!r} is: names are told apart by case and spaces")
 
 
 def serialised(judge: AlignedJudge) -> dict[str, Any]:
