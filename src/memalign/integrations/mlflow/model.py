@@ -172,8 +172,9 @@ def _messages(request: ChatRequest, *, judging: bool, tools: bool) -> list[ChatM
 def _reply_form(schema: str, *, reasoned: bool) -> type[pydantic.BaseModel]:
     """The reply's form as MLflow takes it: a pydantic model, whose ``result`` has our JSON schema. ``reasoned``: it says why, first."""
     result = Annotated[Any, WithJsonSchema(json.loads(schema))]
-    reason: dict[str, Any] = {"rationale": (str, ...)} if reasoned else {}
-    return pydantic.create_model("Reply", **reason, **{_RESULT: (result, ...)})
+    fields: dict[str, Any] = {"rationale": (str, ...)} if reasoned else {}
+    fields[_RESULT] = (result, ...)
+    return pydantic.create_model("Reply", **fields)
 
 
 def _usage(metadata: Mapping[str, Any]) -> Usage:
