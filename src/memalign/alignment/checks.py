@@ -11,7 +11,7 @@ _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _TOKEN = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
 
 _VERB = (
-    r"(?:answer|say|reply|respond|decide|return|choose|give|rate|grade|label|mark|output|select|pick|judge|score|assign|vote|accept|count)"
+    r"(?:answer|say|reply|respond|decide|return|choose|give|rate|grade|label|mark|output|select|pick|judge|score|assign|vote|accept|count|go|treat|classify|consider)"
     r"(?:s|ing)?(?:\s+(?:it|this|them|everything|all|with|as|for|is|the|reply|replies|answer|verdict|label|score|a|an|to|be))*"
 )
 _ALWAYS = r"(?:always|never|in (?:all|any|every) cases?|every time|no matter what|regardless of \w+(?: \w+)?|without exception)"
@@ -22,6 +22,12 @@ _QUOTE = r"[\"'`“”‘’«»「」]*"
 _CLAUSE_ENDS = (
     r"(?=[\"'`“”‘’«»「」]*\s*(?:[.,;:!?)。，；！]|because\b|since\b|whatever\b|always\b|in (?:all|any|every)\b|regardless\b|no matter\b|\Z))"
 )
+_EVERYTHING = (
+    r"(?:everything|anything|(?:all|any|every|each)(?: of (?:the|these|them))?"
+    r"(?: (?:\w+ )?(?:repl(?:y|ies)|answers?|responses?|outputs?|texts?|items?|cases?|messages?|conversations?|pairs?|one))?)"
+)
+_SENTENCE_ENDS = r"(?=[\"'`“”‘’«»「」]*\s*(?:[.;!?)。！]|,?\s*(?:because|since|whatever|regardless|no matter)\b|\Z))"
+"""Where no condition follows: "every reply is poor, unless it names a date" is a principle."""
 _YES_NO_ELSEWHERE = ("oui", "non", "ja", "nein", "sí", "da", "是", "否", "نعم", "لا", "はい", "いいえ", "예", "아니요", "да", "нет")
 _ANY_SCOPE = re.compile(
     r"\A(?:when |if )?(?:always|ever|anything|everything|(?:any|every|all|each)\b(?: \w+){1,4}|"
@@ -60,11 +66,25 @@ def orders_a_verdict(text: str, labels: Sequence[str], *, scope: str = "", decid
         rf"\b(?:verdict|answer|score|rating|label|grade|result)\s+(?:(?:must|should|shall|has to|is|be)\s+)+(?:always|never)\s+(?:be\s+)?{named}",
         rf"(?:{_ELSEWHERE})[^.,;。，]{{0,20}}?(?<![^\W{_CJK}]){_QUOTE}(?:{told})(?![^\W{_CJK}])",
     )
-    if any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns):
+    everywhere = not scope or _ANY_SCOPE.match(scope.strip())
+    if any(re.search(pattern, text, re.IGNORECASE) for pattern in (*patterns, *(_of_everything(label) if everywhere else ()))):
         return "orders one verdict instead of saying what decides it"
-    if scope and _ANY_SCOPE.match(scope.strip()) and re.match(rf"\A{_VERB}\s+{_QUOTE}(?:{label}){_QUOTE}\W*\Z", decide.strip(), re.IGNORECASE):
+    if scope and everywhere and re.match(rf"\A{_VERB}\s+{_QUOTE}(?:{label}){_QUOTE}\W*\Z", decide.strip(), re.IGNORECASE):
         return "orders one verdict instead of saying what decides it"
     return None
+
+
+def _of_everything(label: str) -> tuple[str, ...]:
+    """How one label is ordered for all that is judged without the word always: "mark every reply as poor", "answer nothing but yes"."""
+    named = rf"(?:(?:as|with|to|be|is|a|an|the)\s+)*{_QUOTE}(?:{label})(?!\w){_SENTENCE_ENDS}"
+    return (
+        rf"\b{_VERB}\s+{_EVERYTHING}\s+{named}",
+        rf"\b{_EVERYTHING}\s+(?:is|are|gets?|deserves?|counts?|(?:must|should|shall|has to|have to)\s+(?:be|get))\s+{named}",
+        rf"\b{_VERB}\s+{_QUOTE}(?:{label}){_QUOTE}\s+(?:for|to|on)\s+{_EVERYTHING}{_SENTENCE_ENDS}",
+        rf"\b(?:never\s+{_VERB}\s+(?:anything|any \w+)|{_VERB}\s+nothing)\s+(?:but|except|other than)\s+{named}",
+        rf"\bonly(?:\s+ever)?\s+{_VERB}\s+{named}",
+        rf"\A{_ALWAYS}\s+{_QUOTE}(?:{label}){_QUOTE}\W*\Z",
+    )
 
 
 def _any_of(words: Sequence[str]) -> str:
