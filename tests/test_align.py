@@ -447,6 +447,12 @@ def test_an_unreadable_distillation_is_asked_again_warmer_with_more_room(make_ju
     assert first.messages == second.messages
 
 
+def test_a_distillation_without_any_text_is_asked_for_again(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel([UnreadableReply("the model's reply is empty"), {"operations": [add(1, decide="heed apologise")]}])
+    report = make_judge(model).align([record(1, "apologise")])
+    assert (len(report.added), report.failed_batches, report.usage.calls) == (1, (), 3)
+
+
 def test_batches_run_at_once_and_one_that_fails_does_not_stop_the_others(make_judge: MakeJudge) -> None:
     def answer(request: ChatRequest) -> Any:
         if request.purpose == "distil" and "poison" in request.messages[-1].content:

@@ -316,7 +316,17 @@ def test_nonsense_is_asked_again_three_times_and_then_an_error(make_judge: MakeJ
         make_judge(model)(outputs="x")
     assert caught.value.retryable
     assert [request.temperature for request in model.requests] == [0.0, 0.6, pytest.approx(0.9)]
+    assert [request.max_tokens for request in model.requests] == [400, 800, 1600], "the reply may have been cut"
     assert len({request.messages for request in model.requests}) == 1
+
+
+def test_an_empty_reply_is_asked_for_again_and_what_it_took_is_counted(make_judge: MakeJudge) -> None:
+    thoughts = UnreadableReply("the model's reply is empty", usage=Usage(calls=1, prompt_tokens=100, completion_tokens=400))
+    judge = make_judge(ScriptedChatModel([thoughts, says("no")], name="openai/gpt-4.1-mini"))
+    verdict = judge(outputs="x")
+    assert (verdict.value, verdict.usage.calls, verdict.usage.prompt_tokens, verdict.usage.completion_tokens) == (False, 2, 100, 400)
+    assert verdict.cost_usd is not None
+    assert verdict.cost_usd > 0
 
 
 def test_the_judges_own_temperature_is_the_least(make_judge: MakeJudge) -> None:

@@ -18,6 +18,7 @@ from memalign.errors import ConfigurationError, ItemTooLong, ModelRefused, Model
 from memalign.models import ChatReply, ChatRequest, Message, open_chat_model
 from memalign.models.http import Endpoint
 from memalign.models.openai import OpenAIChatModel
+from memalign.records import Usage
 
 KEY = "sk-very-secret-0123456789"
 SCHEMA = {"type": "object", "properties": {"verdict": {"type": "boolean"}}, "required": ["verdict"], "additionalProperties": False}
@@ -296,8 +297,10 @@ def test_refused_options_are_left_out_and_remembered(endpoint: ScriptedEndpoint)
 )
 def test_unreadable_replies(endpoint: ScriptedEndpoint, answer: dict[str, Any], reason: str) -> None:
     endpoint.then(200, answer)
-    with pytest.raises(UnreadableReply, match=reason):
+    with pytest.raises(UnreadableReply, match=reason) as caught:
         ask(endpoint)
+    if "usage" in answer:
+        assert caught.value.usage == Usage(calls=1, prompt_tokens=11, cached_tokens=7, completion_tokens=3)
 
 
 def test_a_cut_reply_says_so(endpoint: ScriptedEndpoint) -> None:

@@ -19,6 +19,11 @@ MemalignError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memalign.records import Usage
+
 
 class MemalignError(Exception):
     """Base of every error raised on purpose; the message says what to do next."""
@@ -46,7 +51,11 @@ class ModelUnavailable(RetryableError):
 
 
 class UnreadableReply(RetryableError):
-    """The model answered with something that is not what was asked for."""
+    """The model answered with something that is not what was asked for; ``usage`` is what that took, if a model raises it and knows."""
+
+    def __init__(self, message: str, *, usage: Usage | None = None) -> None:
+        super().__init__(message)
+        self.usage = usage
 
 
 class StoreBusy(RetryableError):

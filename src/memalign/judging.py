@@ -294,11 +294,16 @@ def _swapped(brought: Recalled, task: Task, item: Item) -> WorkingMemory:
 async def asked(
     session: Session, meter: Meter, task: Task, context: WorkingMemory, temperature: float, *, purpose: str = "judge", seed: int = 0
 ) -> Answer:
-    """An answer that can be read; an unreadable one is asked for again, a little warmer, since the same call would give the same reply."""
+    """An answer that can be read; an unreadable one is asked for again, a little warmer, since the same call would give the same reply.
+
+    It also gets more room each time: the reply may have been cut, or have spent its room on thoughts that are not shown.
+    """
+    first = request(task, context, temperature=temperature)
     for number in range(1, _ATTEMPTS + 1):
         warmth = temperature if number == 1 else max(temperature, 0.3 * number)
         try:
-            reply = await session.ask(meter, session.model, replace(request(task, context, temperature=warmth), purpose=purpose, seed=seed))
+            room = first.max_tokens * 2 ** (number - 1)
+            reply = await session.ask(meter, session.model, replace(first, temperature=warmth, max_tokens=room, purpose=purpose, seed=seed))
             with meter.timed("read"):
                 return read(task.scale, reply, explain=task.explain)
         except UnreadableReply as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 from memalign.embedders.queue import Queue
-from memalign.errors import EmbeddingError, MemalignError
+from memalign.errors import EmbeddingError, MemalignError, UnreadableReply
 from memalign.memory import Memory
 from memalign.memory.log import Call
 from memalign.models import ChatModel, ChatReply, ChatRequest
@@ -86,17 +86,23 @@ class Session:
             reply = await model.complete(request)
         except MemalignError as error:
             seconds = time.perf_counter() - started
-            failed = Call(purpose=request.purpose, model=model.name, usage=Usage(calls=1), cost_usd=0.0, seconds=seconds, error=type(error).__name__)
+            used = error.usage if isinstance(error, UnreadableReply) else None
+            usage, cost = (Usage(calls=1), 0.0) if used is None else (used, await self._cost(model, used))
+            failed = Call(purpose=request.purpose, model=model.name, usage=usage, cost_usd=cost, seconds=seconds, error=type(error).__name__)
             meter.calls.append(failed)
             raise
         whole = time.perf_counter() - started
-        cost = cost_usd(model.name, reply.usage) if self._priced else await asyncio.to_thread(cost_usd, model.name, reply.usage)
-        self._priced = True  # the price list is loaded
+        cost = await self._cost(model, reply.usage)
         seconds = min(reply.seconds, whole) or whole  # a model's own figure leaves out the wait for a turn
         meter.spent("queue", whole - seconds)
         meter.spent("model", seconds)
         meter.calls.append(Call(purpose=request.purpose, model=model.name, usage=reply.usage, cost_usd=cost, seconds=seconds))
         return reply
+
+    async def _cost(self, model: ChatModel, usage: Usage) -> float | None:
+        cost = cost_usd(model.name, usage) if self._priced else await asyncio.to_thread(cost_usd, model.name, usage)
+        self._priced = True  # the price list is loaded
+        return cost
 
     async def vectors(self, meter: Meter, texts: Mapping[str, str], *, looked_up: bool = False, kept: bool = False) -> dict[str, Vectors]:
         """Content hash -> unit vector, for texts by content hash; only texts never seen before are embedded.

@@ -65,9 +65,8 @@ async def ask(
         return await _gist(session, meter, task, batch[0])
     request = _request(task, pace, batch, sizes, seen)
     for attempt in range(1, _ATTEMPTS + 1):
-        reply = await session.ask(meter, session.reflection_model, request)
         try:
-            return parse(reply.text)
+            return parse((await session.ask(meter, session.reflection_model, request)).text)
         except UnreadableReply:
             if attempt == _ATTEMPTS:
                 raise

@@ -142,7 +142,8 @@ class Endpoint:
     def _wait_seconds(self, state: RetryCallState) -> float:
         failure = state.outcome.exception() if state.outcome else None
         asked = failure.wait_seconds if isinstance(failure, _Transient) else None
-        return self._backoff(state) if asked is None else asked + random.uniform(0, 0.1)
+        # Never sooner than asked; and not all at once, when many were sent away with the same words.
+        return self._backoff(state) if asked is None else asked + random.uniform(0, 0.1 + asked / 10)
 
     async def _attempt(self, session: aiohttp.ClientSession, address: URL, body: Mapping[str, Any]) -> dict[str, Any]:
         try:

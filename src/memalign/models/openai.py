@@ -152,12 +152,12 @@ def _reply(answer: Mapping[str, Any], request: ChatRequest, dialect: _Dialect, s
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise UnreadableReply(f"the endpoint's reply has no message in the expected form ({type(error).__name__}: {error})") from error
     if message.get("refusal"):
-        raise UnreadableReply(f"the model declined to answer: {str(message['refusal'])[:200]}")
+        raise UnreadableReply(f"the model declined to answer: {str(message['refusal'])[:200]}", usage=usage)
     if finish == "content_filter":
-        raise UnreadableReply("the endpoint's content filter removed the reply")
+        raise UnreadableReply("the endpoint's content filter removed the reply", usage=usage)
     if not text:
         cut = f": max_tokens={request.max_tokens} was used up before any text" if finish == "length" else ""
-        raise UnreadableReply(f"the model's reply is empty{cut}")
+        raise UnreadableReply(f"the model's reply is empty{cut}", usage=usage)
     if request.schema is not None and dialect.structured == "prompt" and (fenced := FENCED.fullmatch(text)):
         text = fenced[1]
     return ChatReply(
