@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -138,6 +139,18 @@ def test_init_says_what_changed(run: Run, judge: str, db: str) -> None:
     assert (stored.k, stored.reflection_model) == (7, "local/qwen2.5-coder-1.5b")
 
 
+def test_init_in_json_and_what_comes_next(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memalign.embedders.minilm.is_installed", lambda: False)
+    new = ["init", "--db", str(tmp_path / "new.db"), "--judge", "kind", "--instructions", "x", "--scale", "boolean", "--model", "openai/m"]
+    told = run(*new)
+    assert told.stdout.splitlines()[-1] == f"to teach it, run: memalign align FEEDBACK.jsonl --db {tmp_path / 'new.db'}"
+    assert "pip install 'memalign[minilm]', or repeat this with --embedder" in told.stderr
+    again = json.loads(run(*new, "--k", "7", "--json").stdout)
+    assert (again["judge"], again["registered"], again["changed"]) == ("kind", False, {"k": [5, 7]})
+    first = json.loads(run(*new[:3], "--judge", "other", *new[5:], "--json").stdout)
+    assert (first["registered"], first["changed"], first["settings"]["model"]) == (True, {}, "openai/m")
+
+
 def test_init_refuses_another_scale_and_incomplete_judges(run: Run, judge: str, tmp_path: Path) -> None:
     assert "cannot be changed to score:1-5" in run("init", "--judge", "polite", "--scale", "score:1-5", code=2).stderr
     assert "give --instructions, --scale, --model" in run("init", "--judge", "new", code=2).stderr
@@ -209,8 +222,8 @@ def test_failed_batches_are_taken_up_by_align_without_a_file(run: Run, judge: st
     usual, endpoint.chat = endpoint.chat, lambda body: "no JSON at all"
     result = run("align", jsonl(tmp_path / "feedback.jsonl", row(1)), code=1)
     assert "not distilled" in result.stdout
-    assert "1 record(s) still wait" in result.stdout
-    assert "1 record(s) are stored but not fully learned" in run("memory", "list").stdout
+    assert re.search(r"1 record\(s\) still wait .* run: memalign align --db \S+", result.stdout)
+    assert re.search(r"1 record\(s\) are stored but not fully learned; .* memalign align --db \S+", run("memory", "list").stdout)
     endpoint.chat = usual
     assert "added  g1" in run("align").stdout
 

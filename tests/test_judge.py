@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import math
 import pickle
@@ -412,6 +413,34 @@ def test_sync_verbs_work_inside_a_running_loop(make_judge: MakeJudge) -> None:
     verdict, batch, other, another = asyncio.run(notebook())
     assert verdict.value is batch[0].value is other.value is another[0].value is True
     assert other.guideline_ids == ("g1",)
+
+
+TWINS = ("align", "batch", "calibrate", "coach", "evaluate", "overwrite", "preview", "purge", "suggest", "unalign", "utility")
+
+
+@pytest.mark.parametrize("verb", TWINS)
+def test_sync_and_async_verbs_take_the_same(verb: str) -> None:
+    sync, twin = getattr(Judge, verb), getattr(Judge, f"a{verb}")
+    assert inspect.iscoroutinefunction(twin)
+    assert inspect.signature(sync) == inspect.signature(twin)
+
+
+def test_async_code_can_do_all_that_sync_code_can(make_judge: MakeJudge) -> None:
+    async def work() -> None:
+        judge = make_judge(ScriptedChatModel(expert))
+        records = [record(number, f"reason {number}") for number in range(3)]
+        assert len((await judge.aalign(records)).added) == 3
+        assert (await judge.aevaluate(records)).n == 3
+        assert set(await judge.autility()) == {"g1", "g2", "g3"}
+        assert (await judge.acalibrate()).judged == 3
+        assert (await judge.apreview("purge", records[0].id)).withdrawn == 1
+        assert [g.id for g in (await judge.aoverwrite(record(0, "greet", id=records[0].id))).retired] == ["g1"]
+        assert (await judge.aunalign(records[1].id)).withdrawn == 1
+        assert (await judge.apurge(records[2].id)).erased
+        assert [episode.feedback.rationale for episode in judge.memory.episodes()] == ["greet"]
+        assert len(await judge.asuggest([Item(outputs="new")], 1)) == 1
+
+    asyncio.run(work())
 
 
 def test_a_judge_works_on_one_loop_after_another_and_from_threads(make_judge: MakeJudge) -> None:

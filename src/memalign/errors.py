@@ -73,8 +73,9 @@ class ConfigurationError(PermanentError):
 class MissingExtra(ConfigurationError):
     """An optional dependency is not installed."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; run: pip install 'memalign[{extra}]'")
+    def __init__(self, package: str, extra: str, *, instead: str = "") -> None:
+        """``instead``: what can be done without it."""
+        super().__init__(f"{package} is not installed; run: pip install 'memalign[{extra}]'" + (f", or {instead}" if instead else ""))
         self.package = package
         self.extra = extra
 

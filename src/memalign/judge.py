@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
@@ -149,11 +150,15 @@ class Judge(Owned):
         Each is measured on at most 12 records (``full``: all) with their own cases hidden, and kept with the guideline: when there are more than
         the budget holds, the least useful stand by. On ordinal scales a verdict counts by its distance from the expert's, from 0 to 1.
         """
+        return edge.run(self.autility(full=full, progress=progress))
+
+    async def autility(self, *, full: bool = False, progress: Progress = silent) -> dict[str, float]:
+        """What each guideline is worth; see ``utility``."""
         from memalign.alignment import RECORDS, measure
 
         self._writable()
         replay = self._trying("full", override=False).replay
-        return edge.run(measure(self.session, self.task, replay, size=None if full else RECORDS, progress=progress))
+        return await measure(self.session, self.task, replay, size=None if full else RECORDS, progress=progress)
 
     def calibrate(
         self, *, sample: int = 40, votes: int | None = None, ablate: bool | None = None, actor: str = "", progress: Progress = silent
@@ -165,14 +170,19 @@ class Judge(Owned):
         for models in process, since small ones hardly follow them. What does not do better on left-out records takes no part, and a note says
         what was found.
         """
+        return edge.run(self.acalibrate(sample=sample, votes=votes, ablate=ablate, actor=actor, progress=progress))
+
+    async def acalibrate(
+        self, *, sample: int = 40, votes: int | None = None, ablate: bool | None = None, actor: str = "", progress: Progress = silent
+    ) -> Calibration:
+        """Fit how the model's probability and the cases' vote decide; see ``calibrate``."""
         from memalign.calibration import calibrate
 
         self._writable()
         self._counted()
         recall, caution = self._recall(own=False), self._caution(None, votes)
         without = model_name(self.model).startswith("local/") if ablate is None else ablate
-        work = calibrate(self.session, self.task, recall, sample=sample, ablate=without, caution=caution, actor=actor, progress=progress)
-        return edge.run(work)
+        return await calibrate(self.session, self.task, recall, sample=sample, ablate=without, caution=caution, actor=actor, progress=progress)
 
     def suggest(self, items: Iterable[Item | Feedback], n: int = 20, *, calls: int = 0, progress: Progress = silent) -> list[Suggestion]:
         """The ``n`` unlabelled items whose verdict by an expert would teach most, the best first, with the reasons and the parts of their score.
@@ -227,9 +237,22 @@ class Judge(Owned):
 
         Failures and abstentions are counted apart, never as a verdict: agreement is that on the items that the judge does decide.
         """
+        return edge.run(self.aevaluate(feedback, memory=memory, own=own, abstain_below=abstain_below, votes=votes, progress=progress))
+
+    async def aevaluate(
+        self,
+        feedback: Iterable[Feedback],
+        *,
+        memory: Part = "both",
+        own: bool = False,
+        abstain_below: float | None = None,
+        votes: int | None = None,
+        progress: Progress = silent,
+    ) -> Agreement:
+        """How far the judge agrees with experts; see ``evaluate``."""
         records = self._checked(feedback)
-        verdicts = self.batch(records, memory=memory, own=own, abstain_below=abstain_below, votes=votes, progress=progress)
-        return self.agreement(records, verdicts)
+        verdicts = await self.abatch(records, memory=memory, own=own, abstain_below=abstain_below, votes=votes, progress=progress)
+        return await asyncio.to_thread(self.agreement, records, verdicts)
 
     def agreement(self, feedback: Sequence[Feedback], verdicts: Sequence[Verdict | Failure]) -> Agreement:
         """Agreement of verdicts with experts' feedback on the same items, in the same order."""

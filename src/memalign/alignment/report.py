@@ -68,7 +68,7 @@ class AlignReport:
     @property
     def account(self) -> str:
         """What it cost, in a line."""
-        cost = "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
+        cost = "price unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
         tokens = f"{self.usage.prompt_tokens:,} + {self.usage.completion_tokens:,} tokens"
         return f"cost: {self.usage.calls} calls, {tokens}, {cost}, {self.seconds:.1f} s"
 

@@ -68,9 +68,7 @@ def align(
     if json:
         emit({**report.to_dict(), "problems": problems, "experts": panel.to_dict(), "advice": [found.to_dict() for found in advice]})
     else:
-        show(report)
-        if report.unconsumed:
-            say(f"{report.unconsumed} record(s) still wait to be distilled; to go on, run: memalign align")
+        show(report, db)
     if html:
         write_page(report, html)
     skipped = any(not problem["warning"] for problem in problems)

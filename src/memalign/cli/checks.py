@@ -169,7 +169,14 @@ def _judge(db: str, name: str) -> Check:
             detail = f"{judge.scale.spec}, {judge.settings['model']}; {counts}"
     except MemalignError as error:
         return Check(name=f"judge {name}", status="failed", detail=str(error), needed=True)
-    return Check(name=f"judge {name}", status="ok", detail=detail, needed=True)
+    hosted = judge.settings["model"].startswith("openai/")
+    return Check(
+        name=f"judge {name}",
+        status="ok",
+        detail=detail,
+        advice=f"to ask its model: memalign doctor --model {judge.settings['model']}" if hosted else "",
+        needed=True,
+    )
 
 
 def _installed(package: str) -> bool:

@@ -59,7 +59,7 @@ def doctor(
     if json:
         emit({"ok": good, "checks": [asdict(check) for check in found]})
     else:
-        _show(found)
+        _show(found, [check.name for check in found if check.needed and check.status != "ok"])
     raise typer.Exit(0 if good else 1)
 
 
@@ -79,10 +79,12 @@ def _profile(db: str | None, judge: str, *, json: bool) -> None:
             say(line)
 
 
-def _show(checks: list[Check]) -> None:
+def _show(checks: list[Check], broken: list[str]) -> None:
     from memalign.cli.printing import say
 
     width = max(len(check.name) for check in checks)
     for check in checks:
         advice = f"; {check.advice}" if check.advice else ""
         say(f"{check.status:<8}{check.name:<{width}}  {check.detail}{advice}")
+    say("")
+    say(f"to be mended: {', '.join(broken)}" if broken else "all that is needed works; what is missing is optional")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memalign.cli.options import AbstainBelow, Database, Votes
+from memalign.cli.options import AbstainBelow, AsJson, Database, Votes
 from memalign.errors import ConfigurationError
 from memalign.stores import shown
 
@@ -36,12 +37,13 @@ def init(
     expected_score: Annotated[
         bool | None, typer.Option("--expected-score/--likeliest-score", help="A score is the one nearest to the mean of its probabilities.")
     ] = None,
+    json: AsJson = False,
 ) -> None:
     """Register a judge or change its settings.
 
     Of a judge that exists, what is not given stays as it is; its scale cannot be changed.
     """
-    from memalign.cli.printing import say
+    from memalign.cli.printing import emit
     from memalign.judge import Judge
 
     given: dict[str, Any] = {
@@ -68,15 +70,33 @@ def init(
         _ = judge.memory.judge_id  # registers it
     finally:
         judge.close()
-    if before is None:
-        say(f"registered judge {name!r} in {shown(db)}: {judge.scale.spec}, {judge.settings['model']}")
-        return
-    old, new = before.settings, judge.settings
-    changes = [key for key in new if new[key] != old[key]]
+    old, new = before.settings if before else {}, judge.settings
+    changed = [key for key in new if new[key] != old.get(key)] if before else []
+    if json:
+        emit({"judge": name, "registered": before is None, "changed": {key: [old.get(key), new[key]] for key in changed}, "settings": new})
+    elif before is None:
+        _welcome(judge, db)
+    else:
+        _tell(name, db, {key: (old.get(key), new[key]) for key in changed})
+
+
+def _welcome(judge: Judge, db: str) -> None:
+    from memalign.cli.printing import note, say
+    from memalign.embedders.minilm import is_installed
+
+    say(f"registered judge {judge.name!r} in {shown(db)}: {judge.scale.spec}, {judge.settings['model']}")
+    if judge.settings["embedder"] == "local/minilm" and not is_installed():
+        note("before it can learn: pip install 'memalign[minilm]', or repeat this with --embedder openai/text-embedding-3-small")
+    say(f"to teach it, run: memalign align FEEDBACK.jsonl --db {shown(db)}")
+
+
+def _tell(name: str, db: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
+    from memalign.cli.printing import say
+
     if not changes:
         say(f"judge {name!r} in {shown(db)}: nothing changed")
-    for key in changes:
-        say(f"judge {name!r}: {key} changed from {old[key]!r} to {new[key]!r}")
+    for key, (old, new) in changes.items():
+        say(f"judge {name!r}: {key} changed from {old!r} to {new!r}")
     if "embedder" in changes:
         say("what memory holds will be embedded anew when it is used next")
 
@@ -99,7 +119,7 @@ def _new(db: str, name: str, scale: str | None, given: dict[str, Any]) -> Judge:
         f"--{key}" for key, value in {"instructions": given.get("instructions"), "scale": scale, "model": given.get("model")}.items() if not value
     ]
     if missing or scale is None:
-        raise ConfigurationError(f"judge {name!r} is new in {shown(db)}: give {', '.join(missing)}")
+        raise ConfigurationError(f"judge {name!r} is new in {shown(db)}: give {', '.join(missing)}; see: memalign init --help")
     return Judge(name=name, scale=Scale.parse_spec(scale), memory=db, **given)
 
 

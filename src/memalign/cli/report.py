@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memalign.cli.printing import say, table
+from memalign.stores import shown
 
 if TYPE_CHECKING:
     from memalign.alignment import AlignReport
@@ -13,7 +14,7 @@ _MOST_CASES = 12
 """Records judged again that are listed; the others are counted."""
 
 
-def show(report: AlignReport) -> None:
+def show(report: AlignReport, db: str) -> None:
     """Print all of a report: records, guidelines, what verification found, what is left to do, and what it cost."""
     say(report.summary)
     _guidelines(report)
@@ -23,6 +24,8 @@ def show(report: AlignReport) -> None:
     for line in report.remarks():
         say(line)
     say(report.account)
+    if report.unconsumed:
+        say(f"{report.unconsumed} record(s) still wait to be distilled; to go on, run: memalign align --db {shown(db)}")
 
 
 def _guidelines(report: AlignReport) -> None:

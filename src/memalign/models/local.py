@@ -147,7 +147,7 @@ class LocalChatModel:
                 tokens += (choice.get("logprobs") or {}).get("content") or []
         if not text:
             cut = f": max_tokens={request.max_tokens} was used up before any text" if finish == "length" else ""
-            raise UnreadableReply(f"the reply of {self.name} is empty{cut}")
+            raise UnreadableReply(f"the reply of {self.name} is empty{cut}", usage=read_usage(usage))
         return ChatReply(
             text=text,
             usage=read_usage(usage),
