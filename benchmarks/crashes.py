@@ -219,9 +219,9 @@ class File:
 class Served:
     """A database on a PostgreSQL server."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, name: str) -> None:
         self._server = server
-        self.location = server.make("crashes")
+        self.location = server.make(name)
 
     @contextmanager
     def looking(self) -> Iterator[Query]:
@@ -398,7 +398,7 @@ def _count(base: Base, table: str) -> int:
 
 
 @contextmanager
-def _server() -> Iterator[Server]:
+def own_server() -> Iterator[Server]:
     """The server that the tests use."""
     sys.path.insert(0, str(ROOT / "tests"))
     from pgserving import served
@@ -418,8 +418,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="only print the result; nothing is written")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="memalign-crashes-"))
-    with _server() if options.postgres else nullcontext() as server:
-        base: Base = File(folder / "memory.db") if server is None else Served(server)
+    with own_server() if options.postgres else nullcontext() as server:
+        base: Base = File(folder / "memory.db") if server is None else Served(server, "crashes")
         found = run(options.kills, base=base, seed=options.seed, workers=options.workers, folder=folder, longest_seconds=options.seconds)
     if found["faults"]:
         print(f"kept for a look: {folder}", file=sys.stderr)

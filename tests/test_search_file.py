@@ -59,7 +59,7 @@ def judges() -> Iterator[Any]:
 
     def make(path: str | Path, **more: Any) -> Judge:
         model = ScriptedChatModel(lambda request: {"rationale": "", "verdict": "yes"})
-        made.append(Judge("near", "Is it good?", Scale.boolean(), model, memory=str(path), embedder=Spread(), floor=-1.0, **more))
+        made.append(Judge(more.pop("name", "near"), "Is it good?", Scale.boolean(), model, memory=str(path), embedder=Spread(), floor=-1.0, **more))
         return made[-1]
 
     yield make

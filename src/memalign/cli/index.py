@@ -12,10 +12,10 @@ from memalign.cli.options import AsJson, Database, JudgeName
 def index(
     db: Database,
     judge: JudgeName = "",
-    drop: Annotated[bool, typer.Option("--drop", help="Delete the index file instead; it can be made again at any time.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Delete the index instead; it can be made again at any time.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Make the file beside the database that opens a large memory in an instant; a judge that goes on judging makes it by itself."""
+    """Make the file beside the database that opens a large memory in an instant, or a server's graph; a judge that goes on judging makes it too."""
     from memalign.cli.opening import opened
     from memalign.cli.printing import emit, say
 
@@ -26,8 +26,8 @@ def index(
     if json:
         emit({"made": made, "dropped": dropped, "items": items})
     elif drop:
-        say(f"{dropped} index file(s) deleted")
+        say(f"{dropped} index(es) deleted")
     elif made:
         say(f"index of {items} items made")
     else:
-        say("no index made: memory is empty, not in a file, still to be embedded, or another process is making it")
+        say("no index made: memory is empty, too small to need one on a server, still to be embedded, or another process is making it")

@@ -96,7 +96,10 @@ class Lookup:
         self.store.close()
 
     def keep_index(self) -> bool:
-        """Make the file of the search index now; False where there is nothing to keep, or another process is making it. Raises StoreError."""
+        """Make the file of the search index now, on a server its graph; False where there is nothing to keep, or another process is making it.
+
+        Raises StoreError.
+        """
         self.view()
         try:
             return self._search.keep()
@@ -104,7 +107,7 @@ class Lookup:
             raise StoreError(f"the search index beside {self._store.location} cannot be written ({error}); judging goes on without it") from error
 
     def drop_index(self) -> int:
-        """Forget the search index in RAM and delete its files, which may hold what was purged; gives how many there were."""
+        """Forget the search index in RAM and delete its files or, on a server, graphs; gives how many there were."""
         judge_id = self.judge_id
         with self._lock:
             self._view = self._ballots = None

@@ -7,11 +7,14 @@ import json
 import threading
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sqlalchemy import Connection, Row, select
 
+from memalign.errors import MemalignError
 from memalign.memory import vectors
 from memalign.memory.retrieval import Fact, ItemIndex, cachefile
 from memalign.memory.retrieval.graph import Graph, available, grown
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 KEPT_FROM = 5_000
 """Slots from which the index is kept in a file: fewer are read from the database in a tenth of a second."""
 LINKED_FROM = 50_000
-"""Slots from which a graph is searched, where the optional part is installed: fewer are compared one by one in some milliseconds."""
+"""Slots from which a graph is searched, where the optional part is installed or the database has its own: fewer are compared in some milliseconds."""
 RENEWED_AT = 0.2
 """Share of slots beyond those in the file at which it is made anew."""
 _SERVED = 16
@@ -121,6 +124,9 @@ class Search:
                 self._index.remove_records(vectors.left(connection, judge_id, after=self._revision, until=revision))
             self._read(connection, revision)
             self._revision = revision
+            index = self._index
+            if self._kept and index.served is None and len(index.ids) >= LINKED_FROM and index.exact is not None and self._path is None:
+                index.serve(partial(self._store.near, judge_id, self._embedder))
 
     @property
     def complete(self) -> bool:
@@ -128,12 +134,16 @@ class Search:
         return self._complete
 
     def keep(self) -> bool:
-        """Make the file now; False where there is nothing to keep, nowhere to keep it, or another process is making it. Raises OSError."""
+        """Make the file now, or the index of a database that has its own.
+
+        False where there is nothing to keep, nowhere to keep it, or another process is making it. Raises OSError, StoreError.
+        """
         with self._lock:
-            index, revision = self._index, self._revision
-            path = cachefile.path_for(self._store.location, self._judge_id, self._embedder)
-            if path is None or index.exact is None or not self._complete:
+            index, revision, path = self._index, self._revision, self._path
+            if index.exact is None or not self._complete:
                 return False
+        if path is None:
+            return self._link(index)
         with cachefile.making(path) as mine:
             if not mine:
                 return False
@@ -158,18 +168,36 @@ class Search:
         return True
 
     def drop(self, judge_id: int) -> int:
-        """Forget all in RAM and delete the judge's index files; gives how many there were."""
+        """Forget all in RAM and delete the judge's index files, or the indexes of a database that has its own; gives how many there were."""
         self.reset()
-        return cachefile.drop(self._store.location, judge_id)
+        return cachefile.drop(self._store.location, judge_id) + self._store.unlink()
+
+    @property
+    def _path(self) -> Path | None:
+        return cachefile.path_for(self._store.location, self._judge_id, self._embedder)
+
+    def _link(self, index: ItemIndex) -> bool:
+        """Let the database make its own index."""
+        if index.served is None or index.exact is None:
+            return False
+        index.served.answers = self._store.link(self._embedder, index.exact.dimension, self._stopped)
+        return index.served.answers
 
     def _to_be_kept(self) -> bool:
         total = len(self._index.ids)
-        return not self._refused and total >= KEPT_FROM and total - self._in_file >= max(KEPT_FROM / 2, RENEWED_AT * self._in_file)
+        if self._index.served is not None:
+            return not self._refused and not self._index.served.answers
+        return (
+            not self._refused
+            and self._path is not None
+            and total >= KEPT_FROM
+            and total - self._in_file >= max(KEPT_FROM / 2, RENEWED_AT * self._in_file)
+        )
 
     def _work(self) -> None:
         try:
             kept = self.keep()
-        except OSError:  # nowhere to write: what was built serves this process
+        except (OSError, MemalignError):  # nowhere to write: what was built serves this process
             kept = False
         with self._lock:
             self._refused = not kept
@@ -212,7 +240,7 @@ class Search:
         self._index, self._revision, self._in_file = index, header["revision"], len(index.ids)
 
     def _stored(self, connection: Connection | None = None, revision: int | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        path = cachefile.path_for(self._store.location, self._judge_id, self._embedder)
+        path = self._path
         header = cachefile.header(path) if path is not None and path.exists() else None
         if path is None or header is None or (revision is not None and header["revision"] > revision):
             return None

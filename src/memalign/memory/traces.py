@@ -61,7 +61,9 @@ def passages(texts: Iterable[str], grams: set[Gram]) -> list[bytes]:
 
 
 def _grams(text: str) -> set[Gram]:
-    words = [part for word in _WORD.findall(text.casefold()) for part in _parts(word)]
+    words = _WORD.findall(text.casefold())
+    if _UNSPACED.search(text):
+        words = [part for word in words for part in _parts(word)]
     single = {(word,) for word in words if len(word) >= _LEAST_LETTERS or not word.isascii()}
     return single | set(zip(words, words[1:], words[2:], strict=False))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -64,6 +64,21 @@ class Store(Protocol):
 
     def find(self, passages: Sequence[bytes]) -> Mapping[str, int]:
         """Where some bytes still stand in what it keeps: file or table -> how many of the passages were found in it."""
+
+    def link(self, embedder: str, dimension: int, stop: Callable[[], bool]) -> bool:
+        """Make an index for ``near``, if the database has such ones and this one is not there yet; a cache that follows changes by itself.
+
+        False where there is none afterwards: for so many dimensions, because another process is at it, or since ``stop`` said so.
+        """
+
+    def near(self, judge_id: int, embedder: str, query: bytes, count: int) -> Sequence[str] | None:
+        """By that index: item ids of records that hold now, nearest to a vector (little-endian float32); approximate.
+
+        An item with several records comes several times. None where there is no such index.
+        """
+
+    def unlink(self) -> int:
+        """Drop such indexes; gives how many there were."""
 
     def close(self) -> None:
         """Give back connections; the store may be used again afterwards, except one in RAM, which is lost."""

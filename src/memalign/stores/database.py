@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import Any, ClassVar
@@ -77,6 +77,18 @@ class Database(ABC):
         """What is wrong with pages, indexes and references."""
         with self.reading() as connection:
             return self._damage(connection) or _orphans(connection)
+
+    def link(self, _embedder: str, _dimension: int, _stop: Callable[[], bool]) -> bool:
+        """Most databases have no such index."""
+        return False
+
+    def near(self, _judge_id: int, _embedder: str, _query: bytes, _count: int) -> Sequence[str] | None:
+        """Most databases have no such index."""
+        return None
+
+    def unlink(self) -> int:
+        """Most databases have no such index."""
+        return 0
 
     def close(self) -> None:
         """Give back all connections."""

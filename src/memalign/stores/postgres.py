@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
 from memalign.errors import ConfigurationError, MemalignError, MissingExtra, StoreBusy, StoreError, StoreUnavailable
-from memalign.stores import shown
+from memalign.stores import neighbours, shown
 from memalign.stores.database import WAIT_SECONDS, Database, found_in
 from memalign.stores.schema import metadata
 
@@ -69,8 +69,11 @@ class PostgresStore(Database):
             return int(connection.exec_driver_sql(f"{tables}('{NAMESPACE}')").scalar_one())
 
     def vacuum(self) -> None:
-        """Rewrite each table and its indexes; each is closed to all others meanwhile."""
-        self.upgrade()
+        """Rewrite each table and its indexes; each is closed to all others meanwhile.
+
+        Graphs are dropped first and made anew by whoever searches next: to rewrite one takes a minute for 60,000 vectors.
+        """
+        self.unlink()
         with self._translating(), self._connect() as connection:
             connection.execute(f"SET lock_timeout = {self._wait_milliseconds}")
             for table in metadata.sorted_tables:
@@ -90,6 +93,26 @@ class PostgresStore(Database):
                 samples = cursor.execute("SELECT convert_to(s::text, 'UTF8') FROM pg_stats s WHERE schemaname = %s", (NAMESPACE,))
                 found["samples of the planner"] = len(found_in((row[0] for row in samples), passages))
         return {table: count for table, count in found.items() if count}
+
+    def link(self, embedder: str, dimension: int, stop: Callable[[], bool]) -> bool:
+        """Make pgvector's graph of an embedder's vectors; writers go on meanwhile."""
+        self.upgrade()
+        with self._translating(), self._connect() as connection:
+            connection.execute(f"SET search_path = {self._search_path}")
+            return neighbours.link(connection, NAMESPACE, _LOCKS + 1, embedder, dimension, stop)
+
+    def near(self, judge_id: int, embedder: str, query: bytes, count: int) -> list[str] | None:
+        """By pgvector's graph."""
+        with self.reading() as connection:
+            driver: psycopg.Connection[Any] = connection.connection.dbapi_connection  # type: ignore[assignment]
+            return neighbours.near(driver, NAMESPACE, judge_id, embedder, query, count)
+
+    def unlink(self) -> int:
+        """Drop pgvector's graphs."""
+        self.upgrade()
+        with self._translating(), self._connect() as connection:
+            connection.execute(f"SET lock_timeout = {self._wait_milliseconds}")
+            return neighbours.unlink(connection, NAMESPACE)
 
     @contextmanager
     def _transaction(self, engine: Engine, *, writing: bool, judge_id: int | None = None) -> Iterator[Connection]:
@@ -172,7 +195,8 @@ class PostgresStore(Database):
         for table in metadata.sorted_tables:
             widths = [func.sum(func.length(cast(column, Text))) for column in table.columns]
             connection.execute(select(*widths)).one()
-        return [f"index {name} is not valid: rebuild it with REINDEX" for name in names]
+        lasting = [name for name in names if not name.rpartition(".")[2].startswith(neighbours.PREFIX)]  # a graph may be in the making
+        return [f"index {name} is not valid: rebuild it with REINDEX" for name in lasting]
 
     def _translated(self, error: Exception) -> MemalignError:
         state, where = getattr(error, "sqlstate", None) or "", self.location

@@ -18,6 +18,7 @@ from memalign.memory.retrieval.filters import admitted
 from memalign.memory.retrieval.fusion import fused
 from memalign.memory.retrieval.ids import Ids, packed
 from memalign.memory.retrieval.lexical import Lexical
+from memalign.memory.retrieval.served import Ask, Served
 from memalign.retrieval import Retrieval
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class ItemIndex:
         self.facts = Facts()
         self.exact: Exact | None = None
         self.graph: Graph | None = None
+        self.served: Served | None = None
         self.lexical = Lexical() if words else None
         self._dead = 0
         self._admitted: tuple[Retrieval, npt.NDArray[np.bool_]] | None = None
@@ -118,6 +120,12 @@ class ItemIndex:
         assert self.exact is not None
         self.exact, self.graph = self.exact.rest(graph.size), graph
 
+    def serve(self, ask: Ask) -> None:
+        """Let the database's own index propose; it follows all changes."""
+        assert self.exact is not None
+        assert self.graph is None
+        self.served = Served(self.ids, self.exact, ask)
+
     # Searching
 
     def vectors(self, slots: Slots) -> Vectors:
@@ -177,6 +185,8 @@ class ItemIndex:
 
     def _dense(self, query: Vectors, wanted: int, usable: npt.NDArray[np.bool_]) -> tuple[Slots, Vectors]:
         assert self.exact is not None
+        if self.served is not None:
+            return self.served.nearest(query, wanted, usable)
         newer = self.exact.nearest(query, wanted, usable)
         if self.graph is None:
             return newer
