@@ -168,3 +168,14 @@ def test_importing_costs_next_to_nothing(statement: str) -> None:
     script = f"import sys; {statement}; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.strip() == "[]"
+
+
+def test_only_the_stores_know_which_database_it_is() -> None:
+    """No branch by dialect anywhere else."""
+    asking = {
+        name
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("dialect", "drivername") and not name.startswith("stores")
+    }
+    assert asking == set()

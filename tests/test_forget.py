@@ -583,6 +583,15 @@ def test_the_command_line_unaligns_by_selection_and_audits(cli: Any) -> None:
     assert "lines were cut off" in cli("memory", "audit", "--head", "0" * 64, code=1)
 
 
+def test_the_command_line_previews_an_overwrite_and_does_it(cli: Any, tmp_path: Path) -> None:
+    said = {"id": "r1", "inputs": "question 1", "outputs": "reply 1", "value": True, "rationale": "Be brief."}
+    file = tmp_path / "changed.jsonl"
+    file.write_text(json.dumps(said) + "\n", encoding="utf-8")
+    preview = json.loads(cli("memory", "overwrite", str(file), "--dry-run", "--json"))
+    assert (preview["verb"], preview["done"], preview["records"], preview["revision"]) == ("overwrite", False, ["r1"], 1)
+    assert json.loads(cli("memory", "overwrite", str(file), "--json"))["changed"] == 1
+
+
 # Traces
 
 

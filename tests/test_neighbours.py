@@ -55,6 +55,18 @@ def graphs(url: str) -> list[tuple[str, bool]]:
         return connection.execute(listed).fetchall()
 
 
+def search_plan(url: str) -> str:
+    """How the server would search."""
+    *settings, check, statement = neighbours._SEARCH.split(";")
+    index = f"memalign.{neighbours.name_of(Spread.id)}"
+    given = {"effort": 100, "index": f"'{index}'", "judge": 1, "embedder": f"'{Spread.id}'", "dimension": DIMENSION, "count": 40}
+    given["query"] = f"'{[1.0] * DIMENSION}'"
+    with psycopg.connect(url, options="-c search_path=memalign,public") as connection:
+        connection.execute(";".join(settings).format(**given))
+        assert connection.execute(check.format(**given)).fetchone() == (True,)
+        return "\n".join(row[0] for row in connection.execute("EXPLAIN " + statement.format(**given)))
+
+
 def exactly(make: Any, url: str, numbers: Any = FEW, **more: Any) -> list[tuple[str, ...]]:
     """What a judge finds that compares everything."""
     judge = make(url, **more)
@@ -90,6 +102,9 @@ def test_it_finds_what_comparing_everything_finds(judges: Any, db: str, scanned:
     assert judge.memory.keep_index() is True
     assert [valid for _, valid in graphs(db)] == [True]
     scanned.clear()
+    plan = search_plan(db)
+    assert "Index Scan using near_" in plan
+    assert "Sort" not in plan
     assert same(shown(judge, FEW), expected)
     assert len(scanned) == len(FEW)
     assert min(scanned) >= 32

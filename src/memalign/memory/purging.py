@@ -17,6 +17,8 @@ from memalign.records import Guideline, content_hash
 from memalign.stores import schema
 
 _CHUNK = 500
+_STREAMED = {"stream_results": True, "yield_per": 1000}
+"""All texts of a large memory would not fit into RAM."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,9 +138,10 @@ def texts_kept(connection: Connection, judge_id: int, gone: set[int]) -> Iterato
     """What the judge's other records say, whatever their state, version by version."""
     table = schema.feedback
     columns = [table.c.row, table.c.inputs, table.c.outputs, table.c.expectations, table.c.rationale, table.c.source, table.c.id, table.c.annotator]
-    for row in connection.execute(select(*columns).where(table.c.judge_id == judge_id)):
-        if row.row not in gone:
-            yield "\n".join(row[1:])
+    with connection.execute(select(*columns).where(table.c.judge_id == judge_id), execution_options=_STREAMED) as found:
+        for row in found:
+            if row.row not in gone:
+                yield "\n".join(row[1:])
 
 
 def _verdicts(connection: Connection, judge_id: int, records: Sequence[Stored], guideline_ids: set[str]) -> Iterator[int]:

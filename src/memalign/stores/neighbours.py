@@ -25,7 +25,18 @@ _OLDEST = (0, 8)
 _LINKS, _EFFORT_TO_ADD, _EFFORT_TO_SEARCH = 16, 64, 100
 _MEMORY = "512MB"
 """Of the server while it makes a graph: one that does not fit is made many times slower."""
+_MOST_EFFORT = 1000
+"""Of pgvector's setting."""
 _LOOK_SECONDS = 0.1
+_SEARCH = """
+SET LOCAL hnsw.ef_search = {effort}; SET LOCAL hnsw.iterative_scan = relaxed_order; SET LOCAL jit = off;
+SET LOCAL enable_sort = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off;
+SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass({index}) AND indisvalid);
+SELECT f.item_id FROM embedding e JOIN feedback f ON f.content_hash = e.content_hash AND f.judge_id = {judge} AND f.until IS NULL
+WHERE e.embedder = {embedder} AND e.dimension = {dimension}
+AND EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass({index}) AND indisvalid)
+ORDER BY (e.data::halfvec({dimension})) <#> {query}::halfvec({dimension}) LIMIT {count}
+"""
 
 
 def link(connection: psycopg.Connection[Any], namespace: str, lock: int, embedder: str, dimension: int, stop: Callable[[], bool]) -> bool:
@@ -73,28 +84,23 @@ def near(connection: psycopg.Connection[Any], namespace: str, judge_id: int, emb
     """
     from psycopg.sql import SQL, Literal
 
-    effort, dimension = max(_EFFORT_TO_SEARCH, count), len(query) // 4
-    ways = "; ".join(f"SET LOCAL enable_{way} = off" for way in ("sort", "seqscan", "hashjoin", "mergejoin"))
-    scan = f"SET LOCAL hnsw.ef_search = {min(effort, 1000)}; SET LOCAL hnsw.iterative_scan = relaxed_order; SET LOCAL jit = off"
-    if not _valid(connection, namespace, name_of(embedder)):
-        return None
-    connection.execute(f"{scan}; {ways}", prepare=False)
-    kind = SQL("halfvec({})").format(Literal(dimension))
-    found = connection.execute(
-        SQL(
-            "SELECT f.item_id FROM embedding e JOIN feedback f ON f.content_hash = e.content_hash AND f.judge_id = {judge} AND f.until IS NULL"
-            " WHERE e.embedder = {embedder} AND e.dimension = {dimension} ORDER BY (e.data::{kind}) <#> {query}::{kind} LIMIT {count}"
-        ).format(
-            judge=Literal(judge_id),
-            embedder=Literal(embedder),
-            dimension=Literal(dimension),
-            kind=kind,
-            query=Literal(as_text(query)),
-            count=Literal(count),
-        ),
-        prepare=False,
-    )
-    return [row[0] for row in found]
+    dimension = len(query) // 4
+    values = {
+        "effort": min(max(_EFFORT_TO_SEARCH, count), _MOST_EFFORT),
+        "index": f"{namespace}.{name_of(embedder)}",
+        "judge": judge_id,
+        "embedder": embedder,
+        "dimension": dimension,
+        "query": as_text(query),
+        "count": count,
+    }
+    # All in one message, since each costs a journey. The planner is told to use the graph, also where few vectors are the judge's.
+    cursor = connection.execute(SQL(_SEARCH).format(**{name: Literal(value) for name, value in values.items()}), prepare=False)
+    while cursor.description is None:
+        cursor.nextset()
+    valid = cursor.fetchone() == (True,)
+    cursor.nextset()
+    return [row[0] for row in cursor] if valid else None
 
 
 def unlink(connection: psycopg.Connection[Any], namespace: str) -> int:
