@@ -77,7 +77,7 @@ def measured(store: Store, vectors: Any, mine: Any) -> dict[str, Any]:
     started = time.perf_counter()
     made = store.link(synthetic.EMBEDDER, synthetic.DIMENSION, lambda: False)
     build = time.perf_counter() - started
-    served = Served(ids, exact, lambda query, count: store.near(1, synthetic.EMBEDDER, query, count))
+    served = Served(ids, exact, lambda query, count: store.nearest(1, synthetic.EMBEDDER, query, count))
     truth, compared = timed(lambda query: exact.nearest(query, WANTED, usable), queries)
     found, asked = timed(lambda query: served.nearest(query, WANTED, usable), queries)
     recall = sum(len(one & other) for one, other in zip(truth, found, strict=True)) / (WANTED * QUERIES)

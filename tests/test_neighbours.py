@@ -196,7 +196,7 @@ def test_a_build_that_is_stopped_is_not_used_and_the_next_one_starts_afresh(judg
         until = time.monotonic() + 0.5
         assert store.link(Spread.id, DIMENSION, lambda: time.monotonic() > until) is False
         assert [valid for _, valid in graphs(db)] == [False]
-        assert store.near(1, Spread.id, np.zeros(DIMENSION, "<f4").tobytes(), 5) is None
+        assert store.nearest(1, Spread.id, np.zeros(DIMENSION, "<f4").tobytes(), 5) is None
         assert store.faults() == []
         reader.rollback()
         assert store.link(Spread.id, DIMENSION, lambda: False) is True
@@ -226,5 +226,5 @@ def test_where_the_server_cannot_link_everything_is_compared(judges: Any, db: st
 def test_only_a_server_has_one(judges: Any) -> None:
     with closing(open_store(None)) as store:
         assert store.link("any", 3, lambda: False) is False
-        assert store.near(1, "any", np.zeros(3, "<f4").tobytes(), 5) is None
+        assert store.nearest(1, "any", np.zeros(3, "<f4").tobytes(), 5) is None
         assert store.unlink() == 0

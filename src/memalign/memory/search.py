@@ -126,7 +126,7 @@ class Search:
             self._revision = revision
             index = self._index
             if self._kept and index.served is None and len(index.ids) >= LINKED_FROM and index.exact is not None and self._path is None:
-                index.serve(partial(self._store.near, judge_id, self._embedder))
+                index.serve(partial(self._store.nearest, judge_id, self._embedder))
 
     @property
     def complete(self) -> bool:

@@ -66,12 +66,12 @@ class Store(Protocol):
         """Where some bytes still stand in what it keeps: file or table -> how many of the passages were found in it."""
 
     def link(self, embedder: str, dimension: int, stop: Callable[[], bool]) -> bool:
-        """Make an index for ``near``, if the database has such ones and this one is not there yet; a cache that follows changes by itself.
+        """Make an index for ``nearest``, if the database has such ones and this one is not there yet; a cache that follows changes by itself.
 
         False where there is none afterwards: for so many dimensions, because another process is at it, or since ``stop`` said so.
         """
 
-    def near(self, judge_id: int, embedder: str, query: bytes, count: int) -> Sequence[str] | None:
+    def nearest(self, judge_id: int, embedder: str, query: bytes, count: int) -> Sequence[str] | None:
         """By that index: item ids of records that hold now, nearest to a vector (little-endian float32); approximate.
 
         An item with several records comes several times. None where there is no such index.

@@ -82,7 +82,7 @@ class Database(ABC):
         """Most databases have no such index."""
         return False
 
-    def near(self, _judge_id: int, _embedder: str, _query: bytes, _count: int) -> Sequence[str] | None:
+    def nearest(self, _judge_id: int, _embedder: str, _query: bytes, _count: int) -> Sequence[str] | None:
         """Most databases have no such index."""
         return None
 

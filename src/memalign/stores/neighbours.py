@@ -46,21 +46,24 @@ def link(connection: psycopg.Connection[Any], namespace: str, lock: int, embedde
 
     ``lock``: the advisory lock's first key; whoever does not get it leaves the work to the one who has it.
     """
+    from psycopg import Error
     from psycopg.errors import QueryCanceled
     from psycopg.sql import SQL, Identifier, Literal
 
     name = name_of(embedder)
+    if _valid(connection, namespace, name):
+        return True
     if dimension > _MOST_DIMENSIONS or _version(connection) < _OLDEST:
         return False
     if not _one(connection, "SELECT pg_try_advisory_lock(%s, hashtext(%s))", lock, name):
         return False
-    if _valid(connection, namespace, name):
-        return True
     index, table = SQL(".").join([Identifier(namespace), Identifier(name)]), SQL(".").join([Identifier(namespace), Identifier("embedding")])
     made = threading.Event()
     watch = threading.Thread(target=_cancel, args=(connection, made, stop), name="memalign-watch", daemon=True)
     watch.start()
     try:
+        if _valid(connection, namespace, name):  # another process was faster
+            return True
         connection.execute(SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(index))  # what is left of a build that was stopped
         connection.execute(f"SET maintenance_work_mem = '{_MEMORY}'")
         connection.execute(
@@ -74,6 +77,8 @@ def link(connection: psycopg.Connection[Any], namespace: str, lock: int, embedde
     finally:
         made.set()
         watch.join()
+        with suppress(Error):  # else it goes with the connection, a moment later
+            connection.execute("SELECT pg_advisory_unlock_all()")
     return True
 
 

@@ -101,7 +101,7 @@ class PostgresStore(Database):
             connection.execute(f"SET search_path = {self._search_path}")
             return neighbours.link(connection, NAMESPACE, _LOCKS + 1, embedder, dimension, stop)
 
-    def near(self, judge_id: int, embedder: str, query: bytes, count: int) -> list[str] | None:
+    def nearest(self, judge_id: int, embedder: str, query: bytes, count: int) -> list[str] | None:
         """By pgvector's graph."""
         with self.reading() as connection:
             driver: psycopg.Connection[Any] = connection.connection.dbapi_connection  # type: ignore[assignment]
