@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from endpoint import ScriptedEndpoint, completion, fault, tool_call
 from memalign.errors import ConfigurationError, ItemTooLong, ModelRefused, ModelUnavailable, UnreadableReply
 from memalign.models import ChatReply, ChatRequest, Message, open_chat_model
-from memalign.models.http import Endpoint
+from memalign.models.http import Endpoint, _Transient
 from memalign.models.openai import OpenAIChatModel
 from memalign.records import Usage
 
@@ -240,9 +241,45 @@ def test_structured_output_in_words_is_the_last_resort(endpoint: ScriptedEndpoin
     assert ASK_JSON.messages == QUESTION
 
 
+@pytest.mark.parametrize("tools", [True, False])
+def test_an_endpoint_that_pays_no_heed_to_the_schema_is_asked_otherwise(endpoint: ScriptedEndpoint, tools: bool) -> None:
+    """Some take response_format, or tools, and answer as if they had never seen it."""
+
+    def chat(body: dict[str, Any]) -> str | dict[str, Any]:
+        if "tools" in body and tools:
+            return tool_call('{"verdict": true}')
+        return '{"verdict": true}' if "JSON schema" in body["messages"][-1]["content"] else "Well, it is good."
+
+    endpoint.chat = chat
+
+    async def twice(model: OpenAIChatModel) -> list[ChatReply]:
+        return [await model.complete(ASK_JSON) for _ in range(2)]
+
+    first, second = use(endpoint, twice)
+    assert first.text == second.text == '{"verdict": true}'
+    asked = 2 if tools else 3
+    assert (first.usage.calls, first.usage.prompt_tokens, second.usage.calls) == (asked, 11 * asked, 1), "what was in vain is counted"
+
+
+def test_one_reply_without_form_from_an_endpoint_that_knows_better_changes_nothing(endpoint: ScriptedEndpoint) -> None:
+    endpoint.then(200, completion('{"verdict": true}')).then(200, completion("Well.")).then(200, completion('{"verdict": false}'))
+
+    async def thrice(model: OpenAIChatModel) -> list[str]:
+        return [(await model.complete(ASK_JSON)).text for _ in range(3)]
+
+    assert use(endpoint, thrice) == ['{"verdict": true}', "Well.", '{"verdict": false}']
+    assert all("response_format" in asked.body for asked in endpoint.requests)
+
+
+def test_the_wait_that_a_server_asks_for_is_never_shortened_and_differs_from_call_to_call(endpoint: ScriptedEndpoint) -> None:
+    state: Any = SimpleNamespace(outcome=SimpleNamespace(exception=lambda: _Transient("429", 20.0)))
+    waits = [Endpoint(base_url=endpoint.url)._wait_seconds(state) for _ in range(50)]
+    assert 20 <= min(waits) < 21 < max(waits) <= 22.1
+
+
 def test_many_calls_at_once_learn_the_same_lesson(endpoint: ScriptedEndpoint) -> None:
     def chat(body: dict[str, Any]) -> dict[str, Any]:
-        return tool_call("{}")
+        return tool_call('{"verdict": true}')
 
     endpoint.chat = chat
     for _ in range(8):
@@ -253,7 +290,7 @@ def test_many_calls_at_once_learn_the_same_lesson(endpoint: ScriptedEndpoint) ->
         assert model._dialect.structured == "tool"
         return {reply.text for reply in replies}
 
-    assert use(endpoint, burst) == {"{}"}
+    assert use(endpoint, burst) == {'{"verdict": true}'}
     assert len(endpoint.requests) == 16
 
 

@@ -15,6 +15,7 @@ from memalign.errors import UnreadableReply
 from memalign.models import ChatReply, ChatRequest
 from memalign.models.http import Endpoint, EndpointRefused
 from memalign.models.wire import read_logprobs, read_usage
+from memalign.records import Usage
 
 MAX_TOP_LOGPROBS = 20
 TOOL_NAME = "reply"
@@ -57,8 +58,9 @@ class _Dialect:
 class OpenAIChatModel:
     """A chat model of an endpoint that speaks the OpenAI protocol.
 
-    JSON schema is asked for by ``response_format``; an endpoint that refuses it is asked by a forced tool call, then by words. Refused
-    log probabilities, temperature and ``max_tokens`` are left out or renamed. What was found is remembered for the life of the instance.
+    JSON schema is asked for by ``response_format``; an endpoint that refuses it, or from the first pays it no heed, is asked by a forced tool
+    call, then by words. Refused log probabilities, temperature and ``max_tokens`` are left out or renamed. What was found is remembered for the
+    life of the instance.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class OpenAIChatModel:
         self.model = model
         self._endpoint = Endpoint(base_url=base_url, api_key=api_key, concurrency=concurrency, timeout_seconds=timeout_seconds, retries=retries)
         self._dialect = _Dialect()
+        self._heeded = False
+        """Whether any reply had the form that was asked for: from then on one without it is the model's fault, not the endpoint's."""
 
     @property
     def name(self) -> str:
@@ -83,7 +87,7 @@ class OpenAIChatModel:
 
     async def complete(self, request: ChatRequest) -> ChatReply:
         """Answer one request. Raises UnreadableReply for a refusal or an empty reply, else what ``Endpoint.post`` raises."""
-        started = time.monotonic()
+        started, spent = time.monotonic(), Usage()
         while True:
             dialect = self._dialect
             try:
@@ -92,10 +96,20 @@ class OpenAIChatModel:
                 # Each step leaves something out for good, so this ends; a concurrent call may have taken the step already.
                 if (lower := dialect.without(refusal, request)) is None:
                     raise
-                if self._dialect == dialect:
-                    self._dialect = lower
-                continue
-            return _reply(answer, request, dialect, time.monotonic() - started)
+            else:
+                reply = _reply(answer, request, dialect, time.monotonic() - started)
+                if (lower := self._unheeded(reply, request, dialect)) is None:
+                    return replace(reply, usage=spent + reply.usage)
+                spent += reply.usage
+            if self._dialect == dialect:
+                self._dialect = lower
+
+    def _unheeded(self, reply: ChatReply, request: ChatRequest, dialect: _Dialect) -> _Dialect | None:
+        """The next way to ask for JSON, when the endpoint took the request but seems to know nothing of this one."""
+        if request.schema is None or self._heeded or dialect.structured == "prompt" or reply.finish_reason == "length":
+            return None
+        self._heeded = _has_form(reply.text, request.schema)
+        return None if self._heeded else replace(dialect, structured="tool" if dialect.structured == "schema" else "prompt")
 
     async def aclose(self) -> None:
         """Close the running loop's connections; the model may be used again."""
@@ -167,6 +181,15 @@ def _reply(answer: Mapping[str, Any], request: ChatRequest, dialect: _Dialect, s
         finish_reason="length" if finish == "length" else "stop",
         seconds=seconds,
     )
+
+
+def _has_form(text: str, schema: Mapping[str, Any]) -> bool:
+    """Whether a text is one JSON object, bare or in a fence, with all that a schema requires at its top."""
+    try:
+        found = json.loads(fenced[1] if (fenced := FENCED.fullmatch(text)) else text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and set(schema.get("required", ())) <= found.keys()
 
 
 def _text(message: Mapping[str, Any]) -> str:
