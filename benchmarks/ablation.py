@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from memalign.session import Meter
 
 SHARED = Path(os.environ.get("MEMALIGN_SHARED_DATA", ROOT.parent / "shared" / "data"))
 RESULTS = ROOT / "benchmarks" / "results" / "ablation.json"
+MODEL = "local/qwen2.5-coder-1.5b"
 TRAIN, TEST = 16, 24
 SHOWN = 2
 """Similar cases in a prompt where cases are shown."""
@@ -89,12 +90,12 @@ def feedback(row: dict[str, Any]) -> Feedback:
 class Run:
     """The work on one set, taken up where an earlier run stopped."""
 
-    def __init__(self, name: str, folder: Path, ends: float) -> None:
+    def __init__(self, name: str, folder: Path, ends: float, model: Any = MODEL) -> None:
         """``ends``: when to stop, by the monotonic clock. Opens nothing."""
         self.name, self.ends = name, ends
         self.journal = folder / f"{name}.jsonl"
         scale, instructions = SETS[name]
-        self.judge = Judge(name, instructions, scale, "local/qwen2.5-coder-1.5b", memory=str(folder / f"{name}.db"))
+        self.judge = Judge(name, instructions, scale, model, memory=str(folder / f"{name}.db"))
 
     def on_time(self, _stage: str = "", _done: int = 0, _total: int = 0) -> None:
         """Stop when the time is up; what models said is kept."""
@@ -258,16 +259,16 @@ def _characters(row: dict[str, Any]) -> int:
     return len(json.dumps(row["inputs"])) + len(row["outputs"]) + len(row["reference"] or "")
 
 
-def report(folder: Path) -> None:
-    """Print the tables and write the figures of all sets that have some."""
+def report(folder: Path, names: Iterable[str] = SETS) -> dict[str, Any]:
+    """Print the tables of all sets that have some; gives the figures."""
     found: dict[str, Any] = {}
-    for name in SETS:
+    for name in names:
         told = Run(name, folder, 0.0).told()
         if told:
             sizes = {half: round(float(np.mean([_characters(row) for row in rows(name, half, size)]))) for half, size in _HALVES}
             found[name] = {"characters": sizes, **figures(name, told)}
             print("\n".join(table(name, found[name])), end="\n\n", flush=True)
-    RESULTS.write_text(json.dumps({"machine": facts(), "train": TRAIN, "test": TEST, "shown": SHOWN, "sets": found}, indent=1) + "\n")
+    return {"machine": facts(), "model": MODEL, "train": TRAIN, "test": TEST, "shown": SHOWN, "sets": found}
 
 
 _HALVES = (("train", TRAIN), ("test", TEST))
@@ -296,7 +297,9 @@ def main() -> int:
     finally:
         for run in runs:
             run.judge.close()
-    report(options.folder)
+    found = report(options.folder)
+    if found["sets"]:
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     return 3 if more else 0
 
 

@@ -183,8 +183,9 @@ def _operations(prompt: str, *, attentive: bool) -> Iterator[dict[str, Any]]:
 def _distilled_for_mlflow(prompt: str, *, attentive: bool) -> Iterator[dict[str, Any]]:
     head, _, rest = prompt.partition("Here are the user judgement examples:")
     known = {demand(line) for line in re.findall(r"^  - (.+)$", head, re.MULTILINE)} if attentive else set()
-    cases = re.findall(r"\"id\": (\d+),(.*?)\"rationale\": \"([^\"]*)\"", rest, re.DOTALL)
-    for found, (reason, numbers) in _grouped((int(number), item, reason) for number, item, reason in cases).items():
+    records = re.findall(r"\"id\": (\d+),(.*?)\n}", rest, re.DOTALL)
+    cases = [(int(number), record, told[1]) for number, record in records if (told := re.search(r"\"rationale\": \"([^\"]*)\"", record))]
+    for found, (reason, numbers) in _grouped(cases).items():
         if found not in known:
             when, decide, because = _wording(*found, reason, numbers)
             yield {"guideline_text": f"When {when}, {decide}, because {because}.", "source_trace_ids": numbers}
