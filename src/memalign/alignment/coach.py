@@ -25,7 +25,9 @@ _GUIDELINES = 12
 _CASES = 4
 _LONGEST = 1200
 """Characters of an item, and of a reason, that the coach reads."""
-_MAX_TOKENS = 160
+_SENTENCE = 200
+"""Characters of what the coach writes: a small model goes on until its tokens are used up, and half a JSON is none."""
+_MAX_TOKENS = 240
 _EMPTY_WORDS = frozenset(
     [
         "a",
@@ -154,8 +156,8 @@ def _request(task: Task, feedback: Feedback, guidelines: Sequence[Guideline], ca
             "properties": {
                 "problem": {"type": "string", "enum": kinds},
                 "with": {"type": "string", "enum": ["", *known]},
-                "why": {"type": "string"},
-                "question": {"type": "string"},
+                "why": {"type": "string", "maxLength": _SENTENCE},
+                "question": {"type": "string", "maxLength": _SENTENCE},
             },
             "required": ["problem", "with", "why", "question"],
             "additionalProperties": False,
