@@ -136,7 +136,7 @@ def measured(answers: str, side: str, peer_python: str, *, local: bool) -> dict[
 
 
 def chart(found: list[dict[str, Any]]) -> Any:
-    """Five panels: what grows, what contradicts, and what it is worth."""
+    """Four panels for each model: what grows, what contradicts, and what it is worth."""
     import altair
 
     shown = {
