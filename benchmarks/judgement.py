@@ -1,4 +1,4 @@
-"""Time that a judgement takes beyond the model call, in process: embedding, recall, assembly, log. And the rate of a batch."""
+"""Time that a judgement takes beyond the model call, in process: embedding, recall, assembly, log."""
 
 from __future__ import annotations
 

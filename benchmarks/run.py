@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ How it is measured: `python -m benchmarks.run`. The two sides of a comparison ta
 compared; the machine's cores are shared with other work, so ratios and the best of several runs say more than single times. The model is
 scripted: 450 ms to the first token, 80 tokens a second, 250 ms an embedding call of any size; it gives both sides guidelines of the same words
 for the same records, about one a theme and call. Judgements run one after the other on a memory in a file, five cases shown, with a model that
-answers at once; what the embedder needs is told apart. "Beyond the model call" is wall time less the time the endpoint had the request.
+answers at once; what the embedder needs is told apart. "Beyond the model call" is wall time less the time the endpoint had the request. A batch
+asks an endpoint in a process of its own, which shares the cores and tells log probabilities, and the ideal is what its delay alone allows. Synthetic
+episodes have vectors in clusters ([retrieval](retrieval.md)); their numbers with a date were measured then by `python -m benchmarks.scale`.
 """
 
 
@@ -43,10 +46,12 @@ def measured(parts: Sequence[str], *, quick: bool, peer_python: str) -> list[Row
     }
     rows: list[Row] = []
     for part in parts:
+        started = time.perf_counter()
         try:
             rows += work[part]()
         except Exception as error:
             rows.append(Row(part, f"failed: {type(error).__name__}: {str(error)[-300:]}", "", False))
+        print(f"{part}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     return rows
 
 
@@ -74,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--peer-python", default=sys.executable, help="an interpreter with mlflow, dspy and memalign")
-    parser.add_argument("--only", choices=PARTS, action="append", help="one part; nothing is written")
+    parser.add_argument("--only", choices=PARTS, action="append", help="one part; the page is not written")
     options = parser.parse_args()
     machine = facts()
     rows = measured(options.only or PARTS, quick=options.quick, peer_python=options.peer_python)

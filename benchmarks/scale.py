@@ -58,8 +58,8 @@ def judge_on(path: Path, episodes: int) -> Any:
     return Judge("bench", "Is it good?", Scale.boolean(), scripted(), memory=str(path), embedder=Drawn(episodes), floor=-1.0)
 
 
-def used(path: Path, episodes: int, *, keep: bool) -> dict[str, Any]:
-    """In this process: open, give a first verdict, then many; with ``keep``, make the index file at the end."""
+def used(path: Path, episodes: int, *, keep: bool, read: bool) -> dict[str, Any]:
+    """In this process: open, give a first verdict, then many; with ``keep``, make the index file, with ``read``, judge with an embedder."""
     import memalign.judging
     import memalign.memory.search  # noqa: F401 - the imports do not count
     from benchmarks.synthetic import texts
@@ -85,7 +85,7 @@ def used(path: Path, episodes: int, *, keep: bool) -> dict[str, Any]:
         found |= {f"graph_{name}": value for name, value in _searched(judge).items()}
         judge.memory._search._refused = True
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found["with_embedder"] = _with_embedder(judge)
+    found["with_embedder"] = _with_embedder(judge) if read else None
     judge.close()
     return found
 
@@ -186,11 +186,11 @@ def measured(path: Path, episodes: int) -> dict[str, Any]:
     row["database"] = path.stat().st_size
     row["cold"] = fresh(["-m", "benchmarks.scale", "--one", str(path), "--episodes", str(episodes), "--keep"], timeout_seconds=5400)
     row["index"] = sum(found.stat().st_size for found in path.parent.glob(f"{path.name}-index-*"))
-    runs = [fresh(["-m", "benchmarks.scale", "--one", str(path), "--episodes", str(episodes)], timeout_seconds=1800) for _ in range(3)]
+    again = ["-m", "benchmarks.scale", "--one", str(path), "--episodes", str(episodes)]
+    runs = [fresh([*again, *more], timeout_seconds=1800) for more in (["--read"], [], [])]
     row["warm"] = min(runs, key=lambda run: run["open"])
     row["warm"] |= {name: min(run[name] for run in runs) for name in ("p50", "p95", "best", "processor", "search_p50", "search_processor")}
-    told = [run["with_embedder"] for run in runs if run["with_embedder"]]
-    row["warm"]["with_embedder"] = min(told, key=lambda run: run["p50"] - run["embedder_p50"]) if told else None
+    row["warm"]["with_embedder"] = runs[0]["with_embedder"]
     if episodes <= 100_000:
         row["recall"] = fresh(["-m", "benchmarks.scale", "--recall", str(path), "--episodes", str(episodes)], timeout_seconds=1800)
     return row
@@ -285,10 +285,11 @@ def main() -> None:
     for name in ("--one", "--recall"):
         parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--episodes", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
+    for name in ("--keep", "--read"):
+        parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(used(options.one, options.episodes, keep=options.keep)))
+        print(json.dumps(used(options.one, options.episodes, keep=options.keep, read=options.read)))
         return
     if options.recall:
         print(json.dumps(recalls(options.recall, options.episodes)))
