@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -45,6 +46,12 @@ class Spread:
         pass
 
 
+def graph_or_skip() -> None:
+    """Skip without the optional part; it is not imported here, since onnxruntime must come first."""
+    if not graph.available():
+        pytest.skip("needs usearch")
+
+
 def reply(number: int) -> dict[str, Any]:
     return {"inputs": f"question {number}", "outputs": f"a reply of quite some words about the number {number}"}
 
@@ -85,7 +92,7 @@ def db(tmp_path: Path, aligned: Path) -> str:
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Files without and with a graph; the sizes from which they are made are those of a test."""
     if request.param == "graph":
-        pytest.importorskip("usearch")
+        graph_or_skip()
         monkeypatch.setattr(search, "LINKED_FROM", 300)
     monkeypatch.setattr("memalign.memory.retrieval.exact.BLOCK_NUMBERS", 200 * DIMENSION)
     return str(request.param)
@@ -265,7 +272,7 @@ def test_a_file_is_made_in_the_background_while_judging_goes_on(judges: Any, db:
 
 
 def test_closing_stops_a_build(judges: Any, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("usearch")
+    graph_or_skip()
     monkeypatch.setattr(search, "KEPT_FROM", 500)
     monkeypatch.setattr(search, "LINKED_FROM", 300)
     monkeypatch.setattr("memalign.memory.retrieval.exact.BLOCK_NUMBERS", 200 * DIMENSION)
@@ -356,7 +363,7 @@ def test_words_are_kept_in_the_file_too(judges: Any, db: str) -> None:
 
 
 def test_the_graph_finds_nearly_all_that_exact_search_finds() -> None:
-    pytest.importorskip("usearch")
+    graph_or_skip()
     random = np.random.default_rng(0)
     rows = random.normal(size=(40, 48))[random.integers(0, 40, 4000)] + 0.6 * random.normal(size=(4000, 48))
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
@@ -394,3 +401,12 @@ def test_the_command_makes_and_drops_the_file(judges: Any, db: str, monkeypatch:
     assert len(files(db)) == 1
     assert '"dropped": 1' in run("--drop", "--json")
     assert files(db) == []
+
+
+def test_the_graph_leaves_the_local_embedder_in_working_order() -> None:
+    """onnxruntime crashes when it is loaded after usearch, as happened when a large memory was opened before its first text was embedded."""
+    if not graph.available() or importlib.util.find_spec("onnxruntime") is None:
+        pytest.skip("needs usearch and onnxruntime")
+    program = "from memalign.memory.retrieval import graph; graph._new(8); import onnxruntime; print(onnxruntime.__version__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, bool(done.stdout.strip())) == (0, True), done.stderr

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +102,8 @@ def grown(before: Graph | None, exact: Exact, live: Callable[[], npt.NDArray[np.
 
 
 def _new(dimension: int) -> Any:
+    if "usearch" not in sys.modules and importlib.util.find_spec("onnxruntime") is not None:
+        importlib.import_module("onnxruntime")  # a local embedder needs it later: loaded after usearch, it ends the process (1.32, usearch 2.26)
     try:
         from usearch.index import Index
     except ImportError as error:
