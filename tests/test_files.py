@@ -118,6 +118,7 @@ def test_bytes_that_are_not_utf8_spoil_their_line_only(save: Callable[..., Path]
     assert [record.outputs for record in result.records] == ["café"]
     assert len(result.problems) == 1
     assert "is not valid UTF-8" in result.problems[0].reason
+    assert result.problems[0].reason.endswith("; save the file as UTF-8")
     assert result.problems[0].row == len(lines) - 1
 
 
@@ -132,11 +133,17 @@ def test_long_fields_are_refused_by_name_and_limit(save: Callable[..., Path]) ->
     result = read_feedback(path, BOOLEAN, max_field_bytes=119)
     assert len(result.records) == 1
     assert told(result) == [(1, "rationale"), (3, "inputs"), (4, "")]
-    assert result.problems[0].reason == "has 120 bytes, the limit (max_field_bytes) is 119"
+    assert result.problems[0].reason == "has 120 bytes, the limit (max_field_bytes) is 119; shorten it"
     assert len(read_feedback(path, BOOLEAN).records) == 4
     table = save("outputs,value\n" + "z" * 200_000 + ",yes\nshort,yes\n", "a.csv")
     assert told(read_feedback(table, BOOLEAN, max_field_bytes=150_000)) == [(2, "outputs")]
     assert len(read_feedback(table, BOOLEAN).records) == 2
+
+
+def test_more_than_ten_megabytes_in_one_field_leave_the_other_rows_alone(save: Callable[..., Path]) -> None:
+    result = read_feedback(save([GOOD | {"outputs": "x" * 10_000_001}, GOOD, GOOD | {"outputs": "y" * 10_000_000}]), BOOLEAN)
+    assert [len(record.outputs) for record in result.records] == [len(GOOD["outputs"]), 10_000_000]
+    assert str(result.problems[0]) == "row 1, field 'outputs': has 10,000,001 bytes, the limit (max_field_bytes) is 10,000,000; shorten it"
 
 
 @pytest.mark.parametrize("content", ["", "\n \n", "\ufeff"])

@@ -163,7 +163,7 @@ def _cleaned(row: Row, cells_are_text: bool, max_field_bytes: int) -> Row:
         except BadRecord as error:
             raise BadRecord(error.reason, field=name) from error
         if len(text) * 4 > max_field_bytes and (size := len(text.encode())) > max_field_bytes:
-            raise BadRecord(f"has {size:,} bytes, the limit (max_field_bytes) is {max_field_bytes:,}", field=name)
+            raise BadRecord(f"has {size:,} bytes, the limit (max_field_bytes) is {max_field_bytes:,}; shorten it", field=name)
     return row
 
 

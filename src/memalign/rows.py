@@ -134,7 +134,7 @@ def _read_jsonl(stream: IO[bytes], max_row_bytes: int) -> Iterator[tuple[int, Ro
             if "\\ud" in text.lower():
                 json.dumps(row, ensure_ascii=False).encode()
         except UnicodeDecodeError as error:
-            yield RowProblem(number, "", f"is not valid UTF-8 (byte {error.start + 1})")
+            yield RowProblem(number, "", f"is not valid UTF-8 (byte {error.start + 1}); save the file as UTF-8")
         except UnicodeEncodeError:
             yield RowProblem(number, "", "holds half of a surrogate pair, which is not valid Unicode")
         except json.JSONDecodeError as error:
@@ -181,7 +181,7 @@ def _read_csv(stream: IO[bytes], delimiter: str) -> Iterator[tuple[int, Row] | R
             elif len(cells) != len(header):
                 yield RowProblem(number, "", f"has {len(cells)} cells, the header has {len(header)}")
             elif damaged := [name for name, cell in zip(header, cells, strict=True) if _UNDECODED.search(cell)]:
-                yield RowProblem(number, damaged[0], "is not valid UTF-8")
+                yield RowProblem(number, damaged[0], "is not valid UTF-8; save the file as UTF-8")
             else:
                 yield number, dict(zip(header, cells, strict=True))
 
