@@ -1,8 +1,9 @@
 """A scripted OpenAI-compatible endpoint with a hosted model's delays, on the loopback address, in a process of its own.
 
 450 ms to the first token, 80 tokens a second, 250 ms an embedding call of any size, no limit on concurrency. A token is four characters.
-The time that answering takes here is part of the delay, not added to it. ``GET /stats`` tells calls, tokens, texts and seconds by kind.
-``--answers`` names whose answers it gives: those of ``benchmarks.workload``, or of ``benchmarks.stream``, attentive or wordy. ``--swift``: no delays.
+The time that answering takes here is part of the delay, not added to it. ``GET /stats`` tells calls, tokens, texts and seconds by kind,
+``GET /prompts`` what was asked for verdicts. ``--answers`` names whose answers it gives: those of ``benchmarks.workload``, or of
+``benchmarks.stream``, attentive or wordy. ``--swift``: no delays.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ TOKENS_A_SECOND = 80.0
 EMBEDDING_SECONDS = 0.25
 DIMENSION = 1536
 MOST_TEXTS = 2048
+MOST_PROMPTS = 200
 _TOKEN = 4
 
 
@@ -52,6 +54,7 @@ class Endpoint:
         self.answer, self.swift, self.delay_seconds = answer, swift, delay_seconds
         self.counted: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.in_flight = self.most_in_flight = 0
+        self.judged: list[dict[str, Any]] = []
 
     def app(self) -> web.Application:
         """The routes."""
@@ -60,6 +63,7 @@ class Endpoint:
         app.router.add_post("/v1/embeddings", self.embeddings)
         app.router.add_get("/stats", self.stats)
         app.router.add_post("/reset", self.reset)
+        app.router.add_get("/prompts", self.prompts)
         return app
 
     async def chat(self, request: web.Request) -> web.Response:
@@ -92,6 +96,8 @@ class Endpoint:
         ).encode()
         await self._wait(started, FIRST_TOKEN_SECONDS + tokens / TOKENS_A_SECOND if self.delay_seconds is None else self.delay_seconds)
         self._count(kind, started, prompt_tokens=prompt_tokens, completion_tokens=tokens)
+        if kind == "judge":
+            self.judged = [*self.judged[-MOST_PROMPTS + 1 :], {"request": body, "reply": text}]
         return web.Response(body=content, content_type="application/json")
 
     async def embeddings(self, request: web.Request) -> web.Response:
@@ -115,9 +121,14 @@ class Endpoint:
         """What was counted since the last reset."""
         return web.json_response({"kinds": self.counted, "most_in_flight": self.most_in_flight})
 
+    async def prompts(self, _request: web.Request) -> web.Response:
+        """The requests for verdicts since the last reset, the newest of many, as they came, and what was answered."""
+        return web.json_response(self.judged)
+
     async def reset(self, _request: web.Request) -> web.Response:
         """Count from nothing."""
         self.counted.clear()
+        self.judged.clear()
         self.most_in_flight = 0
         return web.json_response({})
 

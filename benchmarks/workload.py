@@ -137,6 +137,12 @@ def _by_theme(cases: Iterable[tuple[int, str]]) -> dict[int, tuple[str, list[int
     return found
 
 
+def wordings(count: int) -> list[str]:
+    """So many different guidelines, as the scripted model words them."""
+    every = [f"When {when}, {decide} {shade}, because {because}." for shade in _SHADES for _, when, decide, because in _THEMES]
+    return every[:count]
+
+
 def _wording(theme: int, reason: str) -> tuple[str, str, str]:
     _, when, decide, because = _THEMES[theme]
     shade = _SHADES[hashlib.blake2b(reason.encode(), digest_size=1).digest()[0] % len(_SHADES)]

@@ -22,10 +22,10 @@ LAYERS = (
     "errors",
     "records",
     "scale open_scale probabilities settings rendering prompts pairwise retrieval",
-    "agreement baseline panel reliability rows files models embedders stores",
+    "agreement baseline panel reliability rows files models embedders stores edge",
     "memory",
-    "routing session prices working verdicts fitting trial labelling",
-    "alignment judging replaying calibration suggesting engines edge",
+    "routing meter space succession session prices working verdicts fitting trial labelling",
+    "alignment judging replaying calibration suggesting engines",
     "description owning judge",
     "cli demo integrations web plots __main__",
 )

@@ -79,6 +79,21 @@ def taught(run: Run, judge: str, tmp_path: Path) -> str:
     return judge
 
 
+def test_a_change_of_embedder_is_followed_and_finished(run: Run, taught: str, db: str, endpoint: ScriptedEndpoint) -> None:
+    assert 'to_embed": 0' in run("memory", "list", "--json").stdout
+    changed = run("init", "--judge", taught, "--embedder", "openai/another").stdout
+    assert "the former embedder serves meanwhile; to do it now: memalign memory index" in changed
+    left = "3 of 3 text(s) are still to be embedded by openai/another; until then judgements search by openai/test-embed"
+    assert left in run("memory", "list").stdout
+    assert left in run("doctor", "--no-models", "--db", db).stdout
+    endpoint.requests.clear()
+    done = run("memory", "index").stdout
+    assert done.startswith("3 text(s) embedded\nindex of 3 items made")
+    assert {asked.body["model"] for asked in endpoint.requests} == {"another"}
+    assert "still to be embedded" not in run("memory", "list").stdout
+    assert json.loads(run("memory", "index", "--json").stdout)["embedded"] == 0
+
+
 # Options that all commands share
 
 
@@ -434,7 +449,7 @@ def test_memory_list(run: Run, taught: str) -> None:
     assert any(line.startswith("r1") and "a rude reply, number 1" in line for line in shown)
     assert shown[-1] == "revision 1: 1 guideline(s), 3 case(s) on 3 item(s)"
     told = json.loads(run("memory", "list", "--episodes", "--json").stdout)
-    assert told["counts"] == {"revision": 1, "guidelines": 1, "episodes": 3, "items": 3, "waiting": 0}
+    assert told["counts"] == {"revision": 1, "guidelines": 1, "episodes": 3, "items": 3, "waiting": 0, "to_embed": 0}
     assert [case["id"] for case in told["cases"]] == ["r1", "r2", "r3"]
 
 

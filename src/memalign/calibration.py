@@ -14,7 +14,7 @@ from memalign.memory.episodic import Stored
 from memalign.memory.revisions import Decision
 from memalign.records import Failure, Usage, Verdict
 from memalign.scale import Scale
-from memalign.session import Session
+from memalign.session import Meter, Session
 from memalign.verdicts import Answer, pooled
 from memalign.working import Task
 
@@ -95,7 +95,8 @@ async def calibrate(
     ``ablate``: judge them without guidelines too; where reading them does not lower the log loss by more than two standard errors, the model
     reads only what experts pinned from then on. Raises ModelUnavailable when no record could be judged.
     """
-    view = await asyncio.to_thread(session.memory.view)
+    space = await session.reader(Meter())
+    view = await asyncio.to_thread(space.memory.view)
     nothing = Calibration(judged=0, decision=None, revision=view.revision, note="")
     if not task.scale.labels:
         return replace(nothing, note=f"the scale {task.scale.spec} has no list of labels to weigh against each other")
@@ -106,7 +107,7 @@ async def calibrate(
         return replace(nothing, note=f"{len(chosen)} labelled records can be judged without their own case; {_FEWEST} are needed")
     plain = replace(caution, fitted=False, abstain_below=None, expected_score=False)
     recall = replace(recall, own=False)
-    ballot = await asyncio.to_thread(session.memory.ballot, view)
+    ballot = await asyncio.to_thread(space.memory.ballot, view)
 
     async def fit(how: Recall, done: int, total: int) -> _Fit:
         return await _fit(session, task, held, chosen, how, plain, ballot, lambda stage, n, _: progress(stage, done + n, total))

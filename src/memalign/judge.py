@@ -264,14 +264,18 @@ class Judge(Owned):
         found = measure(self.scale, pairs, failures=len(feedback) - len(given), abstained=len(given) - len(pairs))
         return replace(found, position_bias=position_bias(verdict.orders for _, verdict in given))
 
+    def embed(self, *, progress: Progress = silent) -> int:
+        """Embed now what memory holds but the present embedder has not seen; gives how many texts that were.
+
+        Needed by nobody: after a change of embedder it happens behind judging, with the former one serving. Raises what the embedder raises.
+        """
+        return edge.run(self.session.embed_all(progress))
+
     def at(self, revision: int) -> Judge:
         """A read-only judge with the memory of a revision. Raises NotFound."""
-        from memalign.session import Session
-
-        mine = self.session
         pinned = copy.copy(self)
         pinned.revision = revision
-        pinned._session = Session(mine.memory.at(revision), mine.model, mine.reflection_model, mine.embedder)
+        pinned._session = self.session.at(revision)
         return pinned
 
     def _recall(self, *, own: bool = True, part: Part = "both") -> Recall:

@@ -19,6 +19,7 @@ from memalign.records import Episode, Failure, Guideline, Item, Trace, Verdict, 
 from memalign.rendering import search_text
 from memalign.routing import fits
 from memalign.session import Meter, Session
+from memalign.space import Space
 from memalign.verdicts import Answer, Reading, read, settled
 from memalign.working import CHARACTERS_PER_TOKEN, Task, WorkingMemory, assemble, request
 
@@ -149,14 +150,38 @@ async def attempt(session: Session, task: Task, item: Item, recall: Recall, *, t
 
 async def recalled(session: Session, meter: Meter, task: Task, item: Item, recall: Recall, caution: Caution = PLAIN, *, more: int = 0) -> Recalled:
     """What memory brings to a judgement; with ``more``, so many times the cases that are shown, to draw from."""
-    await session.complete_vectors(meter)
-    text = search_text(item)
-    key = content_hash(text)
-    with meter.timed("search"):
-        standing = session.memory.unchanged(key) if session.memory.swift else None
-        if standing is None:
-            standing = await asyncio.to_thread(session.memory.view_and_vector, key)
-        view, stored = standing
+    key = content_hash(search_text(item))
+    while True:
+        space = session.serving
+        with meter.timed("search"):
+            standing = space.memory.unchanged(key) if space.memory.swift else None
+            if standing is None:
+                standing = await asyncio.to_thread(space.memory.view_and_vector, key)
+            view, stored = standing
+        if not view.whole:
+            space = await session.completed(meter)
+            view, stored = await asyncio.to_thread(space.memory.view_and_vector, key)
+        try:
+            return await _brought(session, space, meter, task, item, recall, caution, view=view, query=stored, more=more)
+        except MemalignError as error:
+            if not session.without(space, error):
+                raise
+
+
+async def _brought(
+    session: Session,
+    space: Space,
+    meter: Meter,
+    task: Task,
+    item: Item,
+    recall: Recall,
+    caution: Caution,
+    *,
+    view: View,
+    query: Vectors | None,
+    more: int,
+) -> Recalled:
+    """``query``: the item's vector, if it is stored."""
     decision = _decision(session, view, recall, caution)
     if recall.guidelines is not None:
         view = replace(view, guidelines=recall.guidelines)
@@ -167,18 +192,22 @@ async def recalled(session: Session, meter: Meter, task: Task, item: Item, recal
     if recall.part not in ("both", "cases") and not crowded:
         return Recalled(view=view, guidelines=guidelines)
     k = (recall.k if view.decision.cases is None else view.decision.cases) * (1 + more)
-    query, vote, voters = None, tuple[float, ...](), tuple[str, ...]()
+    vote, voters = tuple[float, ...](), tuple[str, ...]()
     counts = decision.vote_weight > 0
-    if ((k > 0 or counts) and view.items) or crowded:
+    if not (((k > 0 or counts) and view.items) or crowded):
+        query = None
+    elif query is None:
         with meter.timed("embed"):
-            query = stored if stored is not None else (await session.vectors(meter, {key: text}, looked_up=True))[key]
-    relevance = {} if query is None or not crowded else await _relevance(session, meter, guidelines, query)
+            text = search_text(item)
+            key = content_hash(text)
+            query = (await space.vectors(meter, {key: text}, looked_up=True))[key]
+    relevance = {} if query is None or not crowded else await _relevance(space, meter, guidelines, query)
     if recall.part not in ("both", "cases"):
         return Recalled(view=view, guidelines=guidelines, relevance=relevance)
     with meter.timed("search"):
         if counts and query is not None and view.items:
-            vote, voters = await asyncio.to_thread(session.memory.vote, view, item, query, own=recall.own)
-        similar, similarity = await session.looked_up(partial(_similar, session.memory, view, task, item, query, k, recall))
+            vote, voters = await asyncio.to_thread(space.memory.vote, view, item, query, own=recall.own)
+        similar, similarity = await space.looked_up(partial(_similar, space.memory, view, task, item, query, k, recall))
     exemplars = tuple(episode for episode in view.exemplars if recall.own or episode.feedback.item.id != item.id)
     return Recalled(
         view=view,
@@ -192,11 +221,11 @@ async def recalled(session: Session, meter: Meter, task: Task, item: Item, recal
     )
 
 
-async def _relevance(session: Session, meter: Meter, guidelines: Sequence[Guideline], query: Vectors) -> dict[str, float]:
+async def _relevance(space: Space, meter: Meter, guidelines: Sequence[Guideline], query: Vectors) -> dict[str, float]:
     """Guideline id -> similarity of its text to the item."""
     texts = {guideline.id: guideline.text for guideline in guidelines}
     with meter.timed("embed"):
-        known = await session.vectors(meter, {content_hash(text): text for text in texts.values()}, kept=True)
+        known = await space.vectors(meter, {content_hash(text): text for text in texts.values()}, kept=True)
     return {key: float(known[content_hash(text)] @ query) for key, text in texts.items()}
 
 

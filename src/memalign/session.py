@@ -1,83 +1,73 @@
-"""A judge at work: its models, embedder and memory, opened at first use, and the account of what they consumed."""
+"""A judge at work: its models, embedder and memory, opened at first use."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from memalign.embedders.queue import Queue
-from memalign.errors import EmbeddingError, MemalignError, UnreadableReply
+from memalign.errors import MemalignError, StoreError, UnreadableReply
 from memalign.memory import Memory
 from memalign.memory.log import Call
+from memalign.meter import Meter as Meter
 from memalign.models import ChatModel, ChatReply, ChatRequest
 from memalign.prices import cost_usd
 from memalign.records import Usage
+from memalign.space import Space
+from memalign.succession import Succession, begun
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from memalign.embedders import Embedder, Vectors
 
-T = TypeVar("T")
-
-_REMEMBERED_VECTORS = 4096
-
-
-class Meter:
-    """The calls of one verb, for its report and the ledger."""
-
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-        self.stages: dict[str, float] = {}
-        """Stage -> seconds."""
-        self._started = time.perf_counter()
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.spent(stage, time.perf_counter() - started)
-
-    def spent(self, stage: str, seconds: float) -> None:
-        """Add to a stage."""
-        self.stages[stage] = self.stages.get(stage, 0.0) + seconds
-
-    @property
-    def usage(self) -> Usage:
-        """The sum over all calls."""
-        return sum((call.usage for call in self.calls), Usage())
-
-    @property
-    def cost_usd(self) -> float | None:
-        """The sum, or None when one of the prices is unknown."""
-        costs = [call.cost_usd for call in self.calls]
-        return None if None in costs else sum(cost for cost in costs if cost is not None)
-
-    @property
-    def seconds(self) -> float:
-        """Since the meter was made."""
-        return time.perf_counter() - self._started
+AT_ONCE = 64
+"""Texts that a new embedder lacks and a judgement waits for; with more, the former one serves meanwhile."""
 
 
 class Session:
     """What the verbs work with. Safe for concurrent use."""
 
     def __init__(self, memory: Memory, model: ChatModel, reflection_model: ChatModel, embedder: Embedder) -> None:
-        self.memory = memory
         self.model = model
         self.reflection_model = reflection_model
-        self.embedder = Queue(embedder)
-        self._recent: OrderedDict[str, Vectors] = OrderedDict()
-        self._purged = 0
-        self._complete = self._priced = False
-        self._desks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+        self.space = Space(memory, embedder)
+        """Of the present embedder: what is learned is written there."""
+        self._succession: Succession | None = None
+        self._priced = False
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    @property
+    def memory(self) -> Memory:
+        """The judge's memory."""
+        return self.space.memory
+
+    @property
+    def embedder(self) -> Queue:
+        """The present embedder."""
+        return self.space.embedder
+
+    @property
+    def serving(self) -> Space:
+        """What judgements search: the present embedder's vectors, or the former one's while those are being made."""
+        current = self._succession
+        if current is None or current.former is None or current.finished:
+            return self.space
+        current.tend()
+        return current.former
+
+    def at(self, revision: int) -> Session:
+        """The same parts, with memory as it was in a revision. Raises NotFound."""
+        made = Session(self.memory.at(revision), self.model, self.reflection_model, self.embedder)
+        if self._succession is not None and not self._succession.finished:
+            made._succession = self._succession.at(made.space, revision)
+        return made
 
     async def ask(self, meter: Meter, model: ChatModel, request: ChatRequest) -> ChatReply:
         """One model call, on the account whether it succeeds or not."""
@@ -104,73 +94,71 @@ class Session:
         self._priced = True  # the price list is loaded
         return cost
 
-    async def vectors(self, meter: Meter, texts: Mapping[str, str], *, looked_up: bool = False, kept: bool = False) -> dict[str, Vectors]:
-        """Content hash -> unit vector, for texts by content hash; only texts never seen before are embedded.
+    async def vectors(self, meter: Meter, texts: Mapping[str, str]) -> dict[str, Vectors]:
+        """Content hash -> unit vector by the present embedder; see ``Space.vectors``."""
+        return await self.space.vectors(meter, texts)
 
-        ``looked_up``: memory was asked already and holds none of them. ``kept``: memory keeps those that are new to it.
-        """
-        if self._purged != self.memory.purged:  # none of what was purged stays in RAM
-            self._purged = self.memory.purged
-            self._recent.clear()
-        found = {key: self._recent[key] for key in texts if key in self._recent}
-        unseen = [key for key in texts if key not in found]
-        if unseen:
-            found |= {} if looked_up else await asyncio.to_thread(self.memory.known_vectors, unseen)
-            fresh = [key for key in unseen if key not in found]
-            embedded = dict(zip(fresh, await self._embed(meter, [texts[key] for key in fresh]), strict=True))
-            if kept and embedded:
-                await asyncio.to_thread(self.memory.keep_vectors, embedded)
-            found |= embedded
-        for key, vector in found.items():
-            self._recent[key] = vector
-            self._recent.move_to_end(key)
-        while len(self._recent) > _REMEMBERED_VECTORS:
-            self._recent.popitem(last=False)
-        return found
+    async def reader(self, meter: Meter) -> Space:
+        """What is searched now, with an index in which no item is missing. Raises what the embedder raises."""
+        space = self.serving
+        view = await asyncio.to_thread(space.memory.view)
+        return space if view.whole else await self.completed(meter)
 
-    async def looked_up(self, work: Callable[[], T]) -> T:
-        """What some work on memory gives: done here where that is quicker than to hand it to a thread, one judgement a turn of the event loop.
-
-        Else the first of many judgements would ask its model when the last one had been prepared.
-        """
-        if not self.memory.swift:
-            return await asyncio.to_thread(work)
-        async with self._desks.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
-            found = work()
-            await asyncio.sleep(0)
-        return found
-
-    async def complete_vectors(self, meter: Meter) -> None:
-        """Once a session: embed what memory holds but the present embedder has not seen (after a change of embedder)."""
-        if self._complete:
-            return
+    async def completed(self, meter: Meter) -> Space:
+        """What is searched now, once its index lacks items: the missing texts are embedded, or left to another embedder's vectors meanwhile."""
         async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):  # the first embeds, the others wait for it
-            if self._complete:
-                return
-            texts = await asyncio.to_thread(self.memory.texts_without_vector)
-            if texts:
-                found = dict(zip(texts, await self._embed(meter, list(texts.values())), strict=True))
-                await asyncio.to_thread(self.memory.store_vectors, found)
-            self._complete = True
+            while True:
+                space = self.serving
+                if (await asyncio.to_thread(space.memory.view)).whole:
+                    return space
+                lacking = await asyncio.to_thread(space.memory.lacking)
+                if space is not self.space or len(lacking) <= AT_ONCE:
+                    try:
+                        await space.fill(meter, lacking)
+                    except MemalignError as error:
+                        if not self.without(space, error):
+                            raise
+                    continue
+                succession = await asyncio.to_thread(self._succeeded)
+                if succession.former is None:
+                    await succession.wait()
+                    await asyncio.to_thread(space.memory.reread)
+
+    def without(self, space: Space, error: MemalignError) -> bool:
+        """Whether judging can go on without an embedder that failed, because it is only the former one."""
+        if isinstance(error, StoreError) or space is self.space:
+            return False
+        if self._succession is not None and self._succession.former is space:
+            self._succession.renounce(error)
+        return True
+
+    async def embed_all(self, progress: Callable[[str, int, int], None]) -> int:
+        """Embed now what the present embedder lacks, instead of behind judging; gives how many texts that were."""
+        meter, count = Meter(), 0
+        if self._succession is not None:
+            await self._succession.stop()
+        while lacking := await asyncio.to_thread(self.memory.lacking):
+            count += len(lacking)
+            await self.space.fill(meter, lacking, partial(_told, progress, len(lacking)))
+        self._succession = None
+        self.memory.log(meter.calls)
+        return count
 
     async def aclose(self) -> None:
         """Give back connections and memory."""
+        if self._succession is not None:
+            await self._succession.stop()
         for part in (self.model, self.reflection_model, self.embedder):
             await part.aclose()
         self.memory.close()
 
-    async def _embed(self, meter: Meter, texts: Sequence[str]) -> list[Vectors]:
-        if not texts:
-            return []
-        import numpy as np
+    def _succeeded(self) -> Succession:
+        """The succession under way, begun if need be."""
+        with self._lock:
+            if self._succession is None or self._succession.finished:
+                self._succession = begun(self.space, self.memory.embedded())
+            return self._succession
 
-        started = time.perf_counter()
-        rows = await self.embedder.embed(texts)
-        if rows.ndim != 2 or len(rows) != len(texts) or not bool(np.isfinite(rows).all()):
-            raise EmbeddingError(
-                f"embedder {self.embedder.id} gave an array of shape {rows.shape} with NaN or of a wrong size for {len(texts)} texts"
-            )
-        usage = Usage(calls=1, embedded_texts=len(texts))
-        cost = None if self.embedder.id.startswith("openai/") else 0.0
-        meter.calls.append(Call(purpose="embed", model=self.embedder.id, usage=usage, cost_usd=cost, seconds=time.perf_counter() - started))
-        return list(rows)
+
+def _told(progress: Callable[[str, int, int], None], total: int, done: int) -> None:
+    progress("embed", done, total)

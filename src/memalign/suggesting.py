@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from memalign.errors import ConfigurationError
-from memalign.memory import View
+from memalign.memory import Memory, View
 from memalign.records import Failure, Item, Verdict, content_hash
 from memalign.rendering import search_text
 from memalign.scale import Scale
 from memalign.session import Meter, Session
+from memalign.space import Space
 from memalign.verdicts import stacked
 
 if TYPE_CHECKING:
@@ -63,17 +64,17 @@ async def suggest(
         raise ConfigurationError("suggest needs n >= 1 and calls >= 0")
     pool = _distinct(items)
     meter = Meter()
-    await session.complete_vectors(meter)
-    view = await asyncio.to_thread(session.memory.view)
-    held = await asyncio.to_thread(_held, session)
+    space = await session.reader(meter)
+    view = await asyncio.to_thread(space.memory.view)
+    held = await asyncio.to_thread(_held, space.memory)
     pool = {item_id: place for item_id, place in pool.items() if item_id not in held}
     if not pool:
         return []
     texts = [search_text(items[place]) for place in pool.values()]
-    vectors = await _vectors(session, meter, texts, progress)
+    vectors = await _vectors(space, meter, texts, progress)
     session.memory.log(meter.calls)
     confidences = await asyncio.to_thread(session.memory.logged, list(pool))
-    ranking = _Ranking(session, scale, view, held, list(pool), texts, vectors)
+    ranking = _Ranking(space.memory, scale, view, held, list(pool), texts, vectors)
     if calls:
         unknown = [item_id for item_id in await asyncio.to_thread(ranking.doubtful, confidences) if item_id not in confidences][:calls]
         verdicts = await judged([items[pool[item_id]] for item_id in unknown])
@@ -88,7 +89,7 @@ class _Ranking:
 
     def __init__(
         self,
-        session: Session,
+        memory: Memory,
         scale: Scale,
         view: View,
         held: Mapping[str, list[tuple[str, Any]]],
@@ -103,11 +104,11 @@ class _Ranking:
         self._scale = scale
         self._ids = ids
         self._vectors = vectors
-        known = session.memory.item_vectors(list(held))
+        known = memory.item_vectors(list(held))
         self._held = [held[item_id] for item_id in known]
         cases = np.stack(list(known.values())) if known else None
         self._near: Near = near(scale, vectors, cases, [[value for _, value in given] for given in self._held])
-        self._doubt = self._by_vote(session.memory.ballot(view), view, texts)
+        self._doubt = self._by_vote(memory.ballot(view), view, texts)
 
     def doubtful(self, confidences: Mapping[str, float]) -> list[str]:
         """All items, the most worth asking about first."""
@@ -193,21 +194,21 @@ def _distinct(items: Sequence[Item]) -> dict[str, int]:
     return found
 
 
-def _held(session: Session) -> dict[str, list[tuple[str, Any]]]:
+def _held(memory: Memory) -> dict[str, list[tuple[str, Any]]]:
     """Item id -> ids and values of the experts' records on it."""
     found: dict[str, list[tuple[str, Any]]] = {}
-    for stored in session.memory.stored():
+    for stored in memory.stored():
         found.setdefault(stored.item_id, []).append((stored.feedback.id, stored.feedback.value))
     return found
 
 
-async def _vectors(session: Session, meter: Meter, texts: Sequence[str], progress: Progress) -> Vectors:
+async def _vectors(space: Space, meter: Meter, texts: Sequence[str], progress: Progress) -> Vectors:
     import numpy as np
 
     keys = [content_hash(text) for text in texts]
     found: dict[str, Vectors] = {}
     for start in range(0, len(keys), _EMBEDDED_AT_ONCE):
         part = slice(start, start + _EMBEDDED_AT_ONCE)
-        found |= await session.vectors(meter, dict(zip(keys[part], texts[part], strict=True)))
+        found |= await space.vectors(meter, dict(zip(keys[part], texts[part], strict=True)))
         progress("embed", min(start + _EMBEDDED_AT_ONCE, len(keys)), len(keys))
     return np.stack([found[key] for key in keys])

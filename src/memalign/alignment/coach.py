@@ -117,14 +117,15 @@ def plain_problem(scale: Scale, feedback: Feedback) -> Problem:
 
 async def _nearest(session: Session, meter: Meter, feedback: Feedback) -> tuple[list[Guideline], list[Episode]]:
     text, reason = search_text(feedback.item), feedback.rationale
-    view = await asyncio.to_thread(session.memory.view)
+    space = await session.reader(meter)
+    view = await asyncio.to_thread(space.memory.view)
     texts = {content_hash(text): text} | ({content_hash(t): t for t in (reason, *(g.text for g in view.guidelines))} if view.guidelines else {})
     if not view.guidelines and not view.items:
         return [], []
-    vectors = await session.vectors(meter, texts)
+    vectors = await space.vectors(meter, texts)
     near = sorted(view.guidelines, key=lambda g: -float(vectors[content_hash(g.text)] @ vectors[content_hash(reason)]))[:_GUIDELINES]
     item, query = feedback.item.id, vectors[content_hash(text)]
-    found = await asyncio.to_thread(session.memory.cases, view, item, query, k=_CASES, floor=0.0, own=True)
+    found = await asyncio.to_thread(space.memory.cases, view, item, query, k=_CASES, floor=0.0, own=True)
     others = [case for case in found.episodes if case.feedback.id != feedback.id and case.feedback.rationale.strip()]
     return sorted(near, key=lambda g: view.guidelines.index(g)), others
 

@@ -20,9 +20,10 @@ async def find(session: Session, selection: Selection) -> Selection:
     if selection.like is None:
         return selection
     key = content_hash(selection.like)
-    view = await asyncio.to_thread(session.memory.view)
-    query = (await session.vectors(Meter(), {key: selection.like}))[key]
-    cases = await asyncio.to_thread(session.memory.cases, view, "", query, k=selection.nearest, floor=-1.0, own=False)
+    space = await session.reader(Meter())
+    view = await asyncio.to_thread(space.memory.view)
+    query = (await space.vectors(Meter(), {key: selection.like}))[key]
+    cases = await asyncio.to_thread(space.memory.cases, view, "", query, k=selection.nearest, floor=-1.0, own=False)
     return replace(selection, item_ids=frozenset(episode.feedback.item.id for episode in cases.episodes))
 
 

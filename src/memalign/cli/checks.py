@@ -159,6 +159,7 @@ def database(db: str) -> list[Check]:
 
 def _judge(db: str, name: str) -> Check:
     from memalign.cli.opening import opened
+    from memalign.cli.printing import still_to_embed
 
     try:
         with opened(db, name) as judge:
@@ -166,17 +167,16 @@ def _judge(db: str, name: str) -> Check:
             guidelines, episodes, history = len(memory.guidelines()), len(memory.episodes()), len(memory.history())
             waiting = f", {count} record(s) not fully learned" if (count := memory.waiting()) else ""
             counts = f"{guidelines} guideline(s), {episodes} case(s), {history} revision(s){waiting}"
-            detail = f"{judge.scale.spec}, {judge.settings['model']}; {counts}"
+            embedded = memory.embedded()
+            left = f"; {still_to_embed(memory.embedder, embedded)}" if embedded.lacking else ""
+            detail = f"{judge.scale.spec}, {judge.settings['model']}; {counts}{left}"
     except MemalignError as error:
         return Check(name=f"judge {name}", status="failed", detail=str(error), needed=True)
     hosted = judge.settings["model"].startswith("openai/")
-    return Check(
-        name=f"judge {name}",
-        status="ok",
-        detail=detail,
-        advice=f"to ask its model: memalign doctor --model {judge.settings['model']}" if hosted else "",
-        needed=True,
-    )
+    advice = f"to ask its model: memalign doctor --model {judge.settings['model']}" if hosted else ""
+    if embedded.lacking:
+        advice = f"to embed them now: memalign memory index --db {shown(db)}"
+    return Check(name=f"judge {name}", status="ok", detail=detail, advice=advice, needed=True)
 
 
 def _installed(package: str) -> bool:

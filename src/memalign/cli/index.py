@@ -15,19 +15,25 @@ def index(
     drop: Annotated[bool, typer.Option("--drop", help="Delete the index instead; it can be made again at any time.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Make the file beside the database that opens a large memory in an instant, or a server's graph; a judge that goes on judging makes it too."""
-    from memalign.cli.opening import opened
-    from memalign.cli.printing import emit, say
+    """Embed what the judge's embedder has not seen; make the file beside the database that opens a large memory in an instant, or a server's graph.
 
-    with opened(db, judge) as found:
+    A judge that goes on judging does both by itself, behind its judgements.
+    """
+    from memalign.cli.opening import opened
+    from memalign.cli.printing import emit, progress, say
+
+    with opened(db, judge) as found, progress() as tell:
         dropped = found.memory.drop_index() if drop else 0
+        embedded = 0 if drop else found.embed(progress=tell)
         made = not drop and found.memory.keep_index()
         items = 0 if drop else found.memory.view().items
     if json:
-        emit({"made": made, "dropped": dropped, "items": items})
-    elif drop:
+        emit({"made": made, "dropped": dropped, "items": items, "embedded": embedded})
+        return
+    if drop:
         say(f"{dropped} index(es) deleted")
-    elif made:
-        say(f"index of {items} items made")
-    else:
-        say("no index made: memory is empty, too small to need one on a server, still to be embedded, or another process is making it")
+        return
+    if embedded:
+        say(f"{embedded} text(s) embedded")
+    why = "memory is empty, too small to need one on a server, or another process is making it"
+    say(f"index of {items} items made" if made else f"no index made: {why}")

@@ -98,7 +98,8 @@ def _tell(name: str, db: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
     for key, (old, new) in changes.items():
         say(f"judge {name!r}: {key} changed from {old!r} to {new!r}")
     if "embedder" in changes:
-        say("what memory holds will be embedded anew when it is used next")
+        say("what memory holds is embedded anew behind judging, the former embedder serves meanwhile; to do it now: memalign memory index")
+        say("weights that memalign calibrate fitted rest on the former embedder's vectors; fit them anew once it is done")
 
 
 def _existing(db: str, name: str) -> Judge | None:

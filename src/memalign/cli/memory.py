@@ -38,18 +38,19 @@ def list_(
 ) -> None:
     """List the guidelines, and how many cases memory holds."""
     from memalign.cli.opening import opened
-    from memalign.cli.printing import emit, one_line, say, table
+    from memalign.cli.printing import emit, one_line, say, still_to_embed, table
     from memalign.description import model_name
     from memalign.rendering import item_text
 
     with opened(db, judge) as found:
         guidelines = found.memory.guidelines(all_states=every)
         held = found.memory.episodes()
-        view, waiting = found.memory.view(), found.memory.waiting()
+        view, waiting, embedded = found.memory.view(), found.memory.waiting(), found.memory.embedded()
+        embedder = found.memory.embedder
         unread = not view.decision.of(model_name(found.model)).guidelines and any(not guideline.pinned for guideline in view.guidelines)
     revision = view.revision
     counts = {"revision": revision, "guidelines": len(guidelines), "episodes": len(held), "items": len({e.feedback.item.id for e in held})}
-    counts["waiting"] = waiting
+    counts |= {"waiting": waiting, "to_embed": embedded.lacking}
     if json:
         cases = {"cases": [_episode(episode) for episode in held]} if episodes else {}
         emit({"judge": found.name, "counts": counts, "guidelines": [asdict(guideline) for guideline in guidelines]} | cases)
@@ -73,6 +74,8 @@ def list_(
         say("the model reads only the pinned ones: calibration found that reading the others does not help it (memory pin, or calibrate --no-ablate)")
     if waiting:
         say(f"{waiting} record(s) are stored but not fully learned; to go on, run: memalign align --db {shown(db)}")
+    if embedded.lacking:
+        say(f"{still_to_embed(embedder, embedded)}; to do it now, run: memalign memory index --db {shown(db)}")
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from memalign.rendering import one_line as one_line
 
 if TYPE_CHECKING:
+    from memalign.memory import Embedded
     from memalign.rows import RowProblem
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -86,6 +87,12 @@ def report_problem(path: str, problem: RowProblem) -> None:
 def problem_dict(path: str, problem: RowProblem) -> dict[str, Any]:
     """A problem for a JSON document."""
     return {"file": path, "row": problem.row, "field": problem.field, "reason": problem.reason, "warning": problem.warning}
+
+
+def still_to_embed(embedder: str, found: Embedded) -> str:
+    """How far a new embedder has come."""
+    meanwhile = "" if found.former is None else f"; until then judgements search by {found.former}"
+    return f"{found.lacking:,} of {found.texts:,} text(s) are still to be embedded by {embedder}{meanwhile}"
 
 
 @contextmanager

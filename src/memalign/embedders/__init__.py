@@ -47,3 +47,11 @@ def open_embedder(name: str) -> Embedder:
 
         return OpenAIEmbedder(model)
     raise ConfigurationError(f"unknown embedder {name!r}; known: local/minilm, openai/<model>")
+
+
+def reopened(embedder_id: str) -> Embedder:
+    """The embedder that once had an id. Raises ConfigurationError when none can be opened that gives the same vectors."""
+    found = open_embedder(embedder_id.partition("@")[0])  # what follows is the version of its weights
+    if found.id != embedder_id:
+        raise ConfigurationError(f"embedder {embedder_id!r} is not installed; the installed one is {found.id!r}")
+    return found

@@ -18,6 +18,7 @@ from memalign.memory.provenance import Provenance
 from memalign.memory.revisions import Revision
 from memalign.memory.rollback import Rollback
 from memalign.memory.selection import Selection, select_records
+from memalign.memory.vectors import Embedded
 from memalign.records import Episode, Feedback, Guideline, Usage
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def _silent(_stage: str, _done: int, _total: int) -> None:
     pass
 
 
-__all__ = ["Cases", "Difference", "Explanation", "Memory", "Provenance", "Rollback", "View", "judge_names", "judge_settings"]
+__all__ = ["Cases", "Difference", "Embedded", "Explanation", "Memory", "Provenance", "Rollback", "View", "judge_names", "judge_settings"]
 
 
 class Memory(Guidance):
@@ -160,6 +161,12 @@ class Memory(Guidance):
         pinned = Memory(self._store, self.name, self._settings, self.embedder, exemplars=self._exemplars, revision=revision)
         pinned._journal = self._journal  # one store, one journal: whichever closes the store first, all is written
         return pinned
+
+    def under(self, embedder: str) -> Memory:
+        """The same memory, searched by the vectors of another embedder."""
+        other = Memory(self._store, self.name, self._settings, embedder, exemplars=self._exemplars, revision=self.pinned_revision)
+        other._journal = self._journal
+        return other
 
     def _check(self, revision: int, newest: int) -> None:
         if not 0 <= revision <= newest:

@@ -127,6 +127,13 @@ def of_ids(connection: Connection, judge_id: int, revision: int, ids: Sequence[s
     return [_stored(row) for row in sorted(found, key=lambda row: row.row)]
 
 
+def of_texts(connection: Connection, judge_id: int, revision: int, hashes: Sequence[str]) -> list[Stored]:
+    """The records of some content hashes that hold in a revision."""
+    condition = (_TABLE.c.judge_id == judge_id) & holds_at(_TABLE, revision)
+    chunks = (hashes[start : start + _CHUNK] for start in range(0, len(hashes), _CHUNK))
+    return [_stored(row) for chunk in chunks for row in connection.execute(select(_TABLE).where(condition, _TABLE.c.content_hash.in_(chunk)))]
+
+
 def live_rows(connection: Connection, judge_id: int, ids: Iterable[str]) -> dict[str, int]:
     """Id -> row of the committed version that holds now."""
     wanted, found = list(ids), {}

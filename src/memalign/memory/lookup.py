@@ -49,7 +49,9 @@ class View:
     exemplars: tuple[Episode, ...]
     """The cases that stand before every judgement, in a stable order."""
     items: int
-    """How many items episodic memory holds."""
+    """How many items episodic memory holds, as the search knows it."""
+    whole: bool = True
+    """Whether the search knows all of them: those whose text the embedder has not seen are overlooked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +94,12 @@ class Lookup:
 
     def close(self) -> None:
         """Stop what works in the background, write what waits and give back the store's connections."""
-        self._search.close()
+        self.rest()
         self.store.close()
+
+    def rest(self) -> None:
+        """Stop what works in the background."""
+        self._search.close()
 
     def keep_index(self) -> bool:
         """Make the file of the search index now, on a server its graph; False where there is nothing to keep, or another process is making it.
@@ -183,15 +189,22 @@ class Lookup:
         with self._store.reading() as connection:
             return vectors.known(connection, self.embedder, hashes)
 
-    def texts_without_vector(self) -> dict[str, str]:
-        """Content hash -> text of what memory holds but the present embedder has not seen."""
-        self.view()
-        if self._search.complete:
-            return {}
+    def lacking(self) -> list[str]:
+        """Content hashes of what memory holds but the present embedder has not seen."""
         with self._reading() as (connection, revision):
-            missing = set(vectors.missing(connection, self.judge_id, self.embedder, revision))
-            held = episodic.live(connection, self.judge_id, revision) if missing else []
-        return {stored.content_hash: search_text(stored.feedback.item) for stored in held if stored.content_hash in missing}
+            return vectors.missing(connection, self.judge_id, self.embedder, revision)
+
+    def texts(self, hashes: Sequence[str]) -> dict[str, str]:
+        """Content hash -> text, of those hashes that records hold and that still have no vector."""
+        with self._reading() as (connection, revision):
+            unknown = set(hashes) - set(vectors.known(connection, self.embedder, hashes))
+            found = episodic.of_texts(connection, self.judge_id, revision, sorted(unknown))
+        return {stored.content_hash: search_text(stored.feedback.item) for stored in found}
+
+    def embedded(self) -> vectors.Embedded:
+        """How far the present embedder has come, and which one has seen most of the rest."""
+        with self._reading() as (connection, revision):
+            return vectors.embedded(connection, self.judge_id, self.embedder, revision)
 
     def keep_vectors(self, found: Mapping[str, Vectors]) -> None:
         """Store vectors of texts that are no item's, such as guidelines."""
@@ -199,12 +212,15 @@ class Lookup:
             vectors.store(connection, self.embedder, found)
 
     def store_vectors(self, found: Mapping[str, Vectors]) -> None:
-        """Store vectors of what memory already holds, and let the index see them."""
+        """Store vectors of what memory already holds; the index sees them once it is read again."""
         with self._store.writing(self.judge_id) as connection:
             held = episodic.held_texts(connection, list(found))  # a purge may have come between
             vectors.store(connection, self.embedder, {key: vector for key, vector in found.items() if key in held})
-        with self._lock:
-            self._search.reset()
+
+    def reread(self) -> None:
+        """Read the index anew, with the vectors that came meanwhile; whoever searches waits, and never finds it empty."""
+        with self._lock, self._reading() as (connection, revision):
+            self._search.follow(connection, self.judge_id, revision, anew=True)
             self._view = None
 
     def stored(self) -> list[Stored]:
@@ -261,6 +277,7 @@ class Lookup:
                 decision=revisions.decision_at(connection, self.judge_id, revision),
                 exemplars=self._chosen(connection, revision),
                 items=len(self._search),
+                whole=self._search.complete,
             )
         return self._view
 

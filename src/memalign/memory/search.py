@@ -112,10 +112,10 @@ class Search:
                 self._worker.start()
         return found
 
-    def follow(self, connection: Connection, judge_id: int, revision: int) -> None:
-        """Bring the index to a revision. Raises EmbeddingError when the stored vectors cannot be compared."""
+    def follow(self, connection: Connection, judge_id: int, revision: int, *, anew: bool = False) -> None:
+        """Bring the index to a revision; ``anew``: from nothing. Raises EmbeddingError when the stored vectors cannot be compared."""
         with self._lock:
-            if revision < self._revision or judge_id != self._judge_id or self._index.dead > len(self._index) + _MOST_DEAD:
+            if anew or revision < self._revision or judge_id != self._judge_id or self._index.dead > len(self._index) + _MOST_DEAD:
                 self.reset()
                 self._judge_id = judge_id
             if self._revision == 0:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sqlalchemy import Connection, Row, Select, bindparam, select
+from sqlalchemy import Connection, Row, Select, bindparam, func, select
 
 from memalign.errors import EmbeddingError
 from memalign.memory.revisions import NEWEST, PURGED, holds_at
@@ -35,6 +36,18 @@ _NEWEST_AND_ONE = select(
     PURGED.scalar_subquery(),
     select(_TABLE.c.data).where(_TABLE.c.embedder == bindparam("embedder"), _TABLE.c.content_hash == bindparam("hash")).scalar_subquery(),
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """How far an embedder knows what memory holds."""
+
+    texts: int
+    """Different texts that memory holds."""
+    lacking: int
+    """Of these, how many the embedder has not seen."""
+    former: str | None
+    """The id of the embedder that knows most of them, if that is another one."""
 
 
 def known(connection: Connection, embedder: str, hashes: Sequence[str]) -> dict[str, Vectors]:
@@ -94,9 +107,37 @@ def stored(connection: Connection, embedder: str, hashes: Sequence[str]) -> Iter
 
 def missing(connection: Connection, judge_id: int, embedder: str, revision: int) -> list[str]:
     """Content hashes of records that hold in a revision and have no vector of this embedder."""
+    known = select(_TABLE.c.content_hash).where(_TABLE.c.embedder == embedder)
+    return [row.content_hash for row in connection.execute(_held(judge_id, revision).except_(known))]
+
+
+def embedded(connection: Connection, judge_id: int, embedder: str, revision: int) -> Embedded:
+    """How far an embedder knows what memory holds in a revision, and which one knows most."""
+    total = connection.execute(select(func.count()).select_from(_held(judge_id, revision).subquery())).scalar_one()
+    lacking = {embedder: len(missing(connection, judge_id, embedder, revision))}
+    if lacking[embedder]:
+        lacking |= {other: len(missing(connection, judge_id, other, revision)) for other in _embedders(connection)}
+    best = min(lacking, key=lambda known: lacking[known])  # of equals, the present one
+    return Embedded(texts=total, lacking=lacking[embedder], former=best if lacking[best] < lacking[embedder] else None)
+
+
+def _embedders(connection: Connection) -> list[str]:
+    """The ids under which vectors are stored, found one by one: reading all rows for it would read all vectors."""
+    found: list[str] = []
+    while (another := _following(connection, found[-1] if found else "")) is not None:
+        found.append(another)
+    return found
+
+
+def _following(connection: Connection, embedder: str) -> str | None:
+    query = select(_TABLE.c.embedder).where(_TABLE.c.embedder > embedder).order_by(_TABLE.c.embedder).limit(1)
+    found: str | None = connection.execute(query).scalar()
+    return found
+
+
+def _held(judge_id: int, revision: int) -> Select[tuple[str]]:
     record = schema.feedback
-    held = select(record.c.content_hash).where(record.c.judge_id == judge_id, holds_at(record, revision))
-    return list(connection.execute(held.except_(select(_TABLE.c.content_hash).where(_TABLE.c.embedder == embedder))).scalars())
+    return select(record.c.content_hash).where(record.c.judge_id == judge_id, holds_at(record, revision)).distinct()
 
 
 def _stored(connection: Connection, embedder: str, hashes: Sequence[str]) -> dict[str, bytes]:
