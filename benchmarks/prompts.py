@@ -14,24 +14,36 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from benchmarks import endpoint
-from benchmarks.measuring import ROOT, Row, fresh, median
+from benchmarks.measuring import ROOT, Row, facts, fresh, median
 from benchmarks.workload import INSTRUCTIONS, item, records, wordings
 
 SIDES = ("ours", "mlflow")
 SIZES = (50, 200, 1000)
-GUIDELINES = (0, 20, 50)
-EXEMPLARS = 16
 HELD = 50
 """Records in memory where the number of guidelines is given."""
-JUDGED = 40
+GIVEN = ((0, 0), (20, 0), (50, 0), (0, 16), (20, 16))
+"""Guidelines and exemplars."""
+JUDGED = 30
 LEAST, STEP = 1024, 128
 MODEL, EMBEDDING = "gpt-4.1-mini", "text-embedding-3-small"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a judgement is asked with."""
+
+    records: int
+    given: int | None
+    """Guidelines that were put there; None: those that were learned."""
+    exemplars: int
+    guidelines: int
 
 
 def served(prompts: Sequence[Sequence[int]]) -> list[int]:
@@ -53,26 +65,31 @@ def rendered(body: dict[str, Any]) -> str:
     return (json.dumps(form) if form else "") + "".join(f"<|{message['role']}|>{message['content']}" for message in body["messages"])
 
 
-def ours(address: str, folder: Path, size: int, guidelines: int | None, exemplars: int) -> dict[str, Any]:
-    """The prompts of judgements on new items, after aligning; with the guidelines found, or so many given ones."""
+def ours(folder: Path, size: int) -> Iterator[tuple[Case, Any]]:
+    """Judges to ask: as they learned, then with given guidelines, then with exemplars too."""
     from memalign import Judge, Scale
 
-    model, embedder = f"openai/{MODEL}", f"openai/{EMBEDDING}"
-    judge = Judge("bench", INSTRUCTIONS, Scale.boolean(), model, embedder=embedder, memory=str(folder / "memory.db"), exemplars=exemplars)
+    def opened(exemplars: int) -> Judge:
+        model, embedder = f"openai/{MODEL}", f"openai/{EMBEDDING}"
+        return Judge("bench", INSTRUCTIONS, Scale.boolean(), model, embedder=embedder, memory=str(folder / "memory.db"), exemplars=exemplars)
+
+    judge = opened(0)
     judge.align(records(size), verify="off")
-    if guidelines is not None:
+    yield Case(size, None, 0, len(judge.memory.guidelines())), judge
+    for guidelines, exemplars in GIVEN if size == HELD else ():
         for guideline in judge.memory.guidelines():
             judge.memory.retire(guideline.id)
         for text in wordings(guidelines):
-            judge.memory.add(text)
-    endpoint.reset(address)
-    for number in range(JUDGED):
-        judge(**item(number))
-    return {"guidelines": len(judge.memory.guidelines())}
+            judge.memory.add(text) if text not in (known := _known(judge)) else judge.memory.pin(known[text])
+        yield Case(size, guidelines, exemplars, guidelines), opened(exemplars) if exemplars else judge
 
 
-def mlflow(address: str, folder: Path, size: int, guidelines: int | None, _exemplars: int) -> dict[str, Any]:
-    """The same of MLflow's, with its defaults."""
+def _known(judge: Any) -> dict[str, str]:
+    return {guideline.text: guideline.id for guideline in judge.memory.guidelines(all_states=True)}
+
+
+def mlflow(folder: Path, size: int) -> Iterator[tuple[Case, Any]]:
+    """The same of MLflow's, with its defaults; it has no exemplars."""
     import mlflow
     from mlflow.genai.judges.optimizers import MemAlignOptimizer
     from mlflow.genai.judges.optimizers.memalign.utils import Guideline
@@ -83,69 +100,76 @@ def mlflow(address: str, folder: Path, size: int, guidelines: int | None, _exemp
     traces = [mlflow.get_trace(key) for key in json.loads((folder / "ids.json").read_text())[:size]]
     optimizer = MemAlignOptimizer(reflection_lm=f"openai:/{MODEL}", embedding_model=f"openai:/{EMBEDDING}")
     judge = _judge("bench").align(traces, optimizer)
-    if guidelines is not None:
-        judge._semantic_memory = [Guideline(guideline_text=text, source_trace_ids=None) for text in wordings(guidelines)]
-    endpoint.reset(address)
-    for number in range(JUDGED):
-        judge(**item(number))
-    return {"guidelines": len(judge._semantic_memory), "mlflow_version": mlflow.__version__}
+    yield Case(size, None, 0, len(judge._semantic_memory)), judge
+    for guidelines, exemplars in GIVEN if size == HELD else ():
+        if not exemplars:
+            judge._semantic_memory = [Guideline(guideline_text=text, source_trace_ids=None) for text in wordings(guidelines)]
+            yield Case(size, guidelines, 0, guidelines), judge
 
 
-def work(side: str, address: str, size: int, guidelines: int | None, exemplars: int) -> dict[str, Any]:
+def work(side: str, address: str, size: int) -> list[dict[str, Any]]:
     """One side, in this process: tokens a judgement, those served, dollars a thousand judgements."""
     import tiktoken
 
+    encoding = tiktoken.get_encoding("cl100k_base")
+    made = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case, judge in {"ours": ours, "mlflow": mlflow}[side](Path(folder), size):
+            endpoint.reset(address)
+            for number in range(JUDGED):
+                judge(**item(number))
+            with urllib.request.urlopen(f"{address}/prompts", timeout=30) as response:
+                asked = json.load(response)
+            made.append(asdict(case) | _account(encoding, asked))
+            print(f"{side} {made[-1]}", file=sys.stderr, flush=True)
+        os.chdir(ROOT)
+    return made
+
+
+def _account(encoding: Any, asked: Sequence[dict[str, Any]]) -> dict[str, Any]:
     from memalign.prices import cost_usd
     from memalign.records import Usage
 
-    with tempfile.TemporaryDirectory() as folder:
-        found = {"ours": ours, "mlflow": mlflow}[side](address, Path(folder), size, guidelines, exemplars)
-        os.chdir(ROOT)
-    encoding = tiktoken.get_encoding("cl100k_base")
-    with urllib.request.urlopen(f"{address}/prompts", timeout=30) as response:
-        asked = json.load(response)
     prompts = [encoding.encode(rendered(one["request"]), disallowed_special=()) for one in asked]
-    written = [len(encoding.encode(one["reply"])) for one in asked]
+    written = sum(len(encoding.encode(one["reply"])) for one in asked)
     cached, tokens = served(prompts), list(map(len, prompts))
-    usage = Usage(calls=len(prompts), prompt_tokens=sum(tokens), cached_tokens=sum(cached), completion_tokens=sum(written))
-    whole = Usage(calls=len(prompts), prompt_tokens=sum(tokens), completion_tokens=sum(written))
-    thousand = 1000 / len(prompts)
-    costs = {name: (cost_usd(f"openai/{MODEL}", each) or 0.0) * thousand for name, each in (("usd", usage), ("usd_uncached", whole))}
-    steady = {"steady_share": sum(cached[1:]) / sum(tokens[1:])}
-    return found | costs | steady | {"calls": len(prompts), "tokens": sum(tokens) / len(tokens), "share": sum(cached) / sum(tokens)}
+    usage = Usage(calls=len(prompts), prompt_tokens=sum(tokens), cached_tokens=sum(cached), completion_tokens=written)
+    costs = {name: cost_usd(f"openai/{MODEL}", each) for name, each in (("usd", usage), ("usd_uncached", replace(usage, cached_tokens=0)))}
+    return {name: (cost or 0.0) * 1000 / len(prompts) for name, cost in costs.items()} | {
+        "calls": len(prompts),
+        "tokens": sum(tokens) / len(tokens),
+        "written": written / len(prompts),
+        "share": sum(cached[1:]) / sum(tokens[1:]),  # in steady state: the first request fills the cache
+    }
 
 
-def measure(*, peer_python: str = sys.executable, quick: bool = False) -> list[Row]:
-    """``peer_python``: an interpreter with mlflow, dspy and tiktoken."""
-    cases: list[tuple[int, int | None, int]] = [(HELD, count, 0) for count in GUIDELINES]
-    cases += [(HELD, 0, EXEMPLARS), (HELD, 20, EXEMPLARS)]
-    cases += [(size, None, 0) for size in SIZES[: 2 if quick else 3]]
-    rows = []
-    for size, guidelines, exemplars in cases:
-        found: dict[str, dict[str, Any]] = {}
-        for side in SIDES if not exemplars else SIDES[:1]:
-            with endpoint.serving() as address:
-                found[side] = _fresh(peer_python, address, side, size, guidelines, exemplars)
-            print(f"{side}, {size} records, {guidelines} guidelines, {exemplars} exemplars: {found[side]}", file=sys.stderr, flush=True)
-        rows.append(_row(found, size, guidelines, exemplars))
-    return rows
+def measure(*, peer_python: str = sys.executable, sizes: Sequence[int] = SIZES) -> list[Row]:
+    """``peer_python``: an interpreter with mlflow, dspy and tiktoken. The sides take turns."""
+    found: dict[Any, dict[str, dict[str, Any]]] = {}
+    for size in sizes:
+        for side in SIDES:
+            with endpoint.serving("--swift") as address:
+                for one in _fresh(peer_python, address, side, size)["made"]:
+                    found.setdefault((one["records"], one["given"], one["exemplars"]), {})[side] = one
+    return [_row(sides) for sides in found.values()]
 
 
-def _row(found: dict[str, dict[str, Any]], size: int, guidelines: int | None, exemplars: int) -> Row:
+def _row(found: dict[str, dict[str, Any]]) -> Row:
+    mine = found["ours"]
     told = "; ".join(
-        f"{side} {one['tokens']:,.0f} tokens, {one['steady_share']:.0%} served, ${one['usd']:.3f} (${one['usd_uncached']:.3f} without cache)"
-        + (f", {one['guidelines']} guidelines" if guidelines is None else "")
+        f"{side} {one['tokens']:,.0f} tokens, {one['share']:.0%} served, ${one['usd']:.3f} (${one['usd_uncached']:.3f} without cache)"
+        + (f", {one['guidelines']} guidelines" if mine["given"] is None else "")
         for side, one in found.items()
     )
     if len(found) > 1:
-        told += f"; cost ratio {found['ours']['usd'] / found['mlflow']['usd']:.2f}"
-    what = f"{size:,} records, guidelines as learned" if guidelines is None else f"{size} records, {guidelines} guidelines"
-    what = f"1,000 judgements, {what}" + (f", {exemplars} exemplars" if exemplars else "")
-    share = found["ours"]["steady_share"]
-    return Row(what, told, ">= 60 % served" if guidelines or exemplars or guidelines is None else "", share >= 0.6 if guidelines else None, found)
+        told += f"; cost ratio {mine['usd'] / found['mlflow']['usd']:.2f}"
+    which = "guidelines as learned" if mine["given"] is None else f"{mine['given']} guidelines"
+    what = f"1,000 judgements, {mine['records']:,} records, {which}" + (f", {mine['exemplars']} exemplars" if mine["exemplars"] else "")
+    aimed = mine["given"] != 0 or mine["exemplars"] > 0
+    return Row(what, told, ">= 60 % served" if aimed else "", mine["share"] >= 0.6 if aimed else None, found)
 
 
-def _fresh(python: str, address: str, side: str, size: int, guidelines: int | None, exemplars: int) -> dict[str, Any]:
+def _fresh(python: str, address: str, side: str, size: int) -> dict[str, Any]:
     environment = {
         "OPENAI_BASE_URL": f"{address}/v1",
         "OPENAI_API_BASE": f"{address}/v1",
@@ -157,8 +181,7 @@ def _fresh(python: str, address: str, side: str, size: int, guidelines: int | No
         "NO_PROXY": "127.0.0.1",
         "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
     }
-    given = [] if guidelines is None else ["--guidelines", str(guidelines)]
-    options = ["-m", "benchmarks.prompts", "--side", side, "--address", address, "--size", str(size), "--exemplars", str(exemplars), *given]
+    options = ["-m", "benchmarks.prompts", "--side", side, "--address", address, "--sizes", str(size)]
     return fresh(options, python=python, timeout_seconds=1200.0, **environment)
 
 
@@ -205,21 +228,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--address", default="")
-    parser.add_argument("--size", type=int, default=HELD)
-    parser.add_argument("--guidelines", type=int)
-    parser.add_argument("--exemplars", type=int, default=0)
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="records in memory")
     parser.add_argument("--peer-python", default=sys.executable, help="an interpreter with mlflow, dspy and tiktoken")
     parser.add_argument("--in-process", action="store_true", help="the local model's seconds instead")
     options = parser.parse_args()
+    if options.side:
+        print(json.dumps({"made": work(options.side, options.address, options.sizes[0])}))
+        return
     results = ROOT / "benchmarks" / "results" / "prompts.json"
     stored = json.loads(results.read_text()) if results.exists() else {}
-    if options.side:
-        print(json.dumps(work(options.side, options.address, options.size, options.guidelines, options.exemplars)))
-        return
     if options.in_process:
         stored["in process"] = in_process()
     else:
-        stored["rows"] = [row.to_dict() for row in measure(peer_python=options.peer_python)]
+        rows = measure(peer_python=options.peer_python, sizes=options.sizes)
+        again = {row.what for row in rows}
+        stored["rows"] = [row for row in stored.get("rows", []) if row["what"] not in again] + [row.to_dict() for row in rows]
+        stored["machine"] = facts()
     results.write_text(json.dumps(stored, indent=1) + "\n")
     print(json.dumps(stored, indent=1))
 

@@ -94,6 +94,55 @@ def test_a_change_of_embedder_is_followed_and_finished(run: Run, taught: str, db
     assert json.loads(run("memory", "index", "--json").stdout)["embedded"] == 0
 
 
+def cases_shown(endpoint: ScriptedEndpoint) -> int:
+    return sum(message["role"] == "assistant" for message in endpoint.requests[-1].body["messages"])
+
+
+def test_which_cases_are_shown_is_set_for_good(run: Run, taught: str, db: str, endpoint: ScriptedEndpoint) -> None:
+    one = ["judge", "--inputs", "question 9", "--outputs", "a rude reply, number 9"]
+    run("init", "--judge", taught, "--retrieve", "floor=-1")
+    run(*one)
+    assert cases_shown(endpoint) == 3
+    assert "retrieval changed" in run("init", "--judge", taught, "--retrieve", "words=on", "--retrieve", "sources=elsewhere.jsonl").stdout
+    run(*one)
+    assert cases_shown(endpoint) == 0
+    run("init", "--judge", taught, "--retrieve", "sources=", "--retrieve", "k=1", "--retrieve", "verdict_margin=0")
+    run(*one)
+    assert cases_shown(endpoint) == 1
+    judge = Judge.load(db, taught)
+    assert judge.retrieval.to_dict() == {"words": True, "verdict_margin": 0.0}
+    assert (judge.k, judge.floor) == (1, -1.0)
+
+
+def test_which_cases_are_shown_is_tried_without_being_stored(run: Run, taught: str, db: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    before = Judge.load(db, taught).settings
+    one = ["judge", "--inputs", "question 9", "--outputs", "a rude reply, number 9", "--retrieve", "floor=-1"]
+    for given, count in (((), 3), (("k=2",), 2), (("until=2020-01-01",), 0), (("annotators=ann", "annotators=ben"), 0), (("words=on", "k=0"), 0)):
+        run(*one, *(part for text in given for part in ("--retrieve", text)))
+        assert cases_shown(endpoint) == count, given
+    run("eval", jsonl(tmp_path / "unseen.jsonl", row(9)), "--retrieve", "floor=-1", "--retrieve", "k=1", code=0)
+    assert cases_shown(endpoint) == 1
+    assert Judge.load(db, taught).settings == before
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("flor=1", "did you mean floor?"),
+        ("k", "is not NAME=VALUE"),
+        ("k=few", "k takes a whole number, not 'few'"),
+        ("words=perhaps", "words takes on or off"),
+        ("verdict_margin=9", "from 0 to 2"),
+        ("since=yesterday", "retrieval: "),
+        ("k=-1", "k must be 0 or more"),
+        ("floor=nan", "floor"),
+    ],
+)
+def test_settings_of_retrieval_that_are_none(run: Run, taught: str, given: str, said: str) -> None:
+    assert said in run("judge", "--outputs", "x", "--retrieve", given, code=2).stderr
+    assert said in run("init", "--judge", taught, "--retrieve", given, code=2).stderr
+
+
 # Options that all commands share
 
 
@@ -496,6 +545,8 @@ def test_export_and_import(run: Run, taught: str, tmp_path: Path) -> None:
     assert "would be restored" in run("import", out, "--db", other, "--dry-run").stdout
     assert not Path(other).exists()
     assert json.loads(run("import", out, "--db", other, "--json").stdout)["added"] == 3
+    assert "3 of 3 text(s) are still to be embedded" in run("memory", "list", "--db", other).stdout, "it came without vectors"
+    run("memory", "index", "--db", other)
     assert run("memory", "list", "--episodes", "--db", other).stdout == run("memory", "list", "--episodes").stdout
     assert "3 known" in run("import", out, "--db", other).stdout
     run("memory", "unalign", "r1", "--db", other)

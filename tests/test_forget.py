@@ -443,7 +443,8 @@ def test_vectors_of_purged_texts_do_not_come_back_with_a_new_embedder(make_judge
     judge = make_judge(memory=db)
     judge.align([record(1), record(2)])
     other = make_judge(memory=db, embedder=HashEmbedder(32))
-    missing = other.memory.texts_without_vector()
+    missing = other.memory.texts(other.memory.lacking())
+    assert len(missing) == 2
     judge.purge(record(1).id)
     other.memory.store_vectors({key: np.ones(32, dtype=np.float32) for key in missing})
     assert len(rows(judge, schema.vector)) == 2

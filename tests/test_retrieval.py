@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import MakeJudge, record
-from memalign import ConfigurationError, EmbeddingError, Feedback, Judge, Retrieval
+from conftest import MakeJudge, expert, record, says
+from memalign import ConfigurationError, EmbeddingError, Failure, Feedback, Item, Judge, Retrieval, Verdict
+from memalign.embedders.scripted import HashEmbedder
+from memalign.errors import ItemTooLong
 from memalign.memory.retrieval import Fact, ItemIndex
 from memalign.memory.retrieval.candidates import Candidate
 from memalign.memory.retrieval.collapse import collapsed
@@ -22,6 +24,8 @@ from memalign.memory.retrieval.fusion import fused
 from memalign.memory.retrieval.ids import Ids, packed
 from memalign.memory.retrieval.lexical import Lexical
 from memalign.memory.retrieval.tokens import words
+from memalign.models import ChatRequest
+from memalign.models.scripted import ScriptedChatModel
 
 ALL = Retrieval(verdict_margin=0, error_margin=0, alike=2)
 """Settings that choose by similarity alone."""
@@ -408,6 +412,50 @@ def test_nan_from_an_embedder_is_an_error_and_no_feedback_is_lost(make_judge: Ma
     assert judge.memory.waiting() == 1
     judge.align()
     assert shown(judge, "one two three four five six seven eight nine") == ["f1"]
+
+
+def test_an_item_whose_vector_cannot_be_compared_is_an_error_not_a_verdict_without_cases(make_judge: MakeJudge) -> None:
+    """The embedder fails at one item only: the others of the batch are judged with their cases."""
+
+    class Moody(HashEmbedder):
+        async def embed(self, texts: Any) -> np.ndarray:
+            rows = await super().embed(texts)
+            if any("other dimension" in text for text in texts):
+                return np.ones((len(texts), 3), dtype=np.float32)
+            for row, text in zip(rows, texts, strict=True):
+                if "nan" in text.split():
+                    row[0] = np.nan
+            return rows
+
+    judge = make_judge(embedder=Moody())
+    judge.align([reply(1, "one two three four five six seven eight nine")])
+    good, nan = judge.batch([Item(outputs=f"one two three four five six seven eight {last}") for last in ("ten", "nan")])
+    assert getattr(good, "episode_ids", None) == ("f1",)
+    assert isinstance(nan, Failure)
+    assert "NaN" in nan.error
+    assert not nan.retryable
+    with pytest.raises(EmbeddingError, match="memory holds vectors of 64 dimensions, the query has 3"):
+        judge(outputs="of some other dimension all of a sudden here")
+
+
+def test_an_item_beyond_the_models_window_is_a_failure_and_is_never_cut(make_judge: MakeJudge) -> None:
+    seen: list[str] = []
+
+    def model(request: ChatRequest) -> object:
+        if request.purpose != "judge":
+            return expert(request)
+        seen.append(request.messages[-1].content)
+        return ItemTooLong("the window holds 8,192 tokens") if len(seen[-1]) > 50_000 else says("yes")
+
+    judge = make_judge(ScriptedChatModel(model))
+    judge.align([reply(1, "one two three four five six seven eight nine")])
+    long = " ".join(f"word{place}" for place in range(10_000))
+    fits, beyond = judge.batch([Item(outputs="one two three four five six seven eight ten"), Item(outputs=long)])
+    assert isinstance(fits, Verdict)
+    assert isinstance(beyond, Failure)
+    assert beyond.error.startswith("ItemTooLong: the window holds")
+    assert not beyond.retryable
+    assert any(long in text for text in seen), "the model was shown all of it"
 
 
 def test_an_old_revision_is_searched_as_it_was(make_judge: MakeJudge, db: str) -> None:

@@ -61,8 +61,9 @@ class Description:
         probabilities, not the likeliest (no); ``retention``: limits beyond which records are purged; ``weights``: how much an annotator counts in
         votes of the cases and in majorities (1 each; 0 is not heard there). Raises ConfigurationError.
         """
-        if not name.strip() or not instructions.strip() or (k or 0) < 0 or exemplars < 0:
+        if not name.strip() or not instructions.strip() or exemplars < 0:
             raise ConfigurationError("a judge needs a name and instructions; k and exemplars must be 0 or more")
+        check_shown(k or 0, floor)
         self.name = name
         self.instructions = instructions.strip()
         self.scale = scale
@@ -173,6 +174,12 @@ class Description:
         from memalign.stores import shown
 
         return f"Judge({self.name!r}, {self.scale.spec}, {model_name(self.model)}, memory={shown(self.location)!r})"
+
+
+def check_shown(k: int, floor: float) -> None:
+    """Raises ConfigurationError for a number of cases or a floor that cannot be."""
+    if k < 0 or not -1 <= floor <= 1:
+        raise ConfigurationError("k must be 0 or more, and floor is a cosine similarity from -1 to 1")
 
 
 def model_name(part: str | ChatModel) -> str:

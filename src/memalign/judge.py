@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from memalign import edge
-from memalign.description import model_name
+from memalign.description import check_shown, model_name
 from memalign.errors import BadRecord, ConfigurationError
 from memalign.owning import Owned, Progress, silent
 from memalign.records import Failure, Feedback, Item, Verdict
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from memalign.calibration import Calibration
     from memalign.judging import Caution, Part, Recall
     from memalign.panel import Panel
+    from memalign.retrieval import Retrieval
     from memalign.suggesting import Suggestion
 
 
@@ -269,14 +270,27 @@ class Judge(Owned):
 
         Needed by nobody: after a change of embedder it happens behind judging, with the former one serving. Raises what the embedder raises.
         """
-        return edge.run(self.session.embed_all(progress))
+        return edge.run(self.aembed(progress=progress))
+
+    async def aembed(self, *, progress: Progress = silent) -> int:
+        """Embed now what the present embedder has not seen; see ``embed``."""
+        return await self.session.embed_all(progress)
 
     def at(self, revision: int) -> Judge:
         """A read-only judge with the memory of a revision. Raises NotFound."""
         pinned = copy.copy(self)
         pinned.revision = revision
-        pinned._session = self.session.at(revision)
+        pinned._session = self.session.under(memory=self.memory.at(revision))
         return pinned
+
+    def retrieving(self, *, k: int | None = None, floor: float | None = None, retrieval: Retrieval | None = None) -> Judge:
+        """The same judge that chooses cases otherwise, to compare settings on one's own labels; what memory keeps of it stays."""
+        other = copy.copy(self)
+        other.k, other.floor = self.k if k is None else k, self.floor if floor is None else floor
+        other.retrieval = self.retrieval if retrieval is None else retrieval
+        check_shown(other.k, other.floor)
+        other._session = self.session.under(memory=self.memory.choosing(other.retrieval))
+        return other
 
     def _recall(self, *, own: bool = True, part: Part = "both") -> Recall:
         from memalign.judging import Recall

@@ -162,7 +162,7 @@ async def recalled(session: Session, meter: Meter, task: Task, item: Item, recal
             space = await session.completed(meter)
             view, stored = await asyncio.to_thread(space.memory.view_and_vector, key)
         try:
-            return await _brought(session, space, meter, task, item, recall, caution, view=view, query=stored, more=more)
+            return await _brought(session, space, meter, task, item, recall, caution, (view, stored), more)
         except MemalignError as error:
             if not session.without(space, error):
                 raise
@@ -176,12 +176,10 @@ async def _brought(
     item: Item,
     recall: Recall,
     caution: Caution,
-    *,
-    view: View,
-    query: Vectors | None,
+    standing: tuple[View, Vectors | None],
     more: int,
 ) -> Recalled:
-    """``query``: the item's vector, if it is stored."""
+    view, query = standing  # the vector of the item, if it is stored
     decision = _decision(session, view, recall, caution)
     if recall.guidelines is not None:
         view = replace(view, guidelines=recall.guidelines)
@@ -199,8 +197,7 @@ async def _brought(
     elif query is None:
         with meter.timed("embed"):
             text = search_text(item)
-            key = content_hash(text)
-            query = (await space.vectors(meter, {key: text}, looked_up=True))[key]
+            (query,) = (await space.vectors(meter, {content_hash(text): text}, looked_up=True)).values()
     relevance = {} if query is None or not crowded else await _relevance(space, meter, guidelines, query)
     if recall.part not in ("both", "cases"):
         return Recalled(view=view, guidelines=guidelines, relevance=relevance)

@@ -62,11 +62,11 @@ class Session:
         current.tend()
         return current.former
 
-    def at(self, revision: int) -> Session:
-        """The same parts, with memory as it was in a revision. Raises NotFound."""
-        made = Session(self.memory.at(revision), self.model, self.reflection_model, self.embedder)
+    def under(self, memory: Memory) -> Session:
+        """The same parts with another view of the same memory: of an earlier revision, or with other settings of retrieval."""
+        made = Session(memory, self.model, self.reflection_model, self.embedder)
         if self._succession is not None and not self._succession.finished:
-            made._succession = self._succession.at(made.space, revision)
+            made._succession = self._succession.beside(made.space)
         return made
 
     async def ask(self, meter: Meter, model: ChatModel, request: ChatRequest) -> ChatReply:

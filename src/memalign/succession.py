@@ -84,9 +84,9 @@ class Succession:
         self._warn(f"the former embedder {self.former.embedder.id if self.former else None!r} fails ({error}); judging waits for the present one")
         self.former = None
 
-    def at(self, space: Space, revision: int) -> Succession:
-        """The same for a memory that is pinned to a revision: what the present embedder lacks is embedded once, for both."""
-        former = None if self.former is None else Space(self.former.memory.at(revision), self.former.embedder)
+    def beside(self, space: Space) -> Succession:
+        """The same for another view of the same memory: what the present embedder lacks is embedded once, for both."""
+        former = None if self.former is None else Space(space.memory.under(self.former.embedder.id), self.former.embedder)
         made = Succession(space, former)
         made._work = self._work
         return made

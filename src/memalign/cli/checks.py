@@ -160,6 +160,7 @@ def database(db: str) -> list[Check]:
 def _judge(db: str, name: str) -> Check:
     from memalign.cli.opening import opened
     from memalign.cli.printing import still_to_embed
+    from memalign.stores import shown
 
     try:
         with opened(db, name) as judge:

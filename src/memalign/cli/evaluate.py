@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memalign.cli.options import AbstainBelow, AsJson, Database, JudgeName, Votes
+from memalign.cli.options import AbstainBelow, AsJson, Database, JudgeName, Retrieve, Votes
 from memalign.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def evaluate(
     min_agreement: Annotated[float | None, typer.Option(help="Exit with 1 when balanced accuracy is below this.", min=0.0, max=1.0)] = None,
     abstain_below: AbstainBelow = None,
     votes: Votes = None,
+    retrieve: Retrieve = None,
     json: AsJson = False,
 ) -> None:
     """Measure the agreement with experts.
@@ -40,11 +41,13 @@ def evaluate(
     from memalign.cli.align import read
     from memalign.cli.opening import opened
     from memalign.cli.printing import emit, progress
+    from memalign.cli.retrieving import retrieving
     from memalign.cli.weights import watched
 
     if unaligned and compare:
         raise ConfigurationError("--compare measures the judge without memory as well: leave --unaligned out")
-    with opened(db, judge) as found:
+    with opened(db, judge) as stored:
+        found = retrieving(stored, retrieve)
         records, problems = read([file], found.scale)
         if not records:
             raise ConfigurationError(f"there is nothing to measure in {file}")

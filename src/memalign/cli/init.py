@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memalign.cli.options import AbstainBelow, AsJson, Database, Votes
+from memalign.cli.options import AbstainBelow, AsJson, Database, Retrieve, Votes
 from memalign.errors import ConfigurationError
 from memalign.stores import shown
 
@@ -29,6 +29,7 @@ def init(
     reflection_model: Annotated[str | None, typer.Option(help="The model that distils guidelines; the same unless given.")] = None,
     embedder: Annotated[str | None, typer.Option(help="local/minilm (the default) or openai/<model>")] = None,
     k: Annotated[int | None, typer.Option(help="How many similar cases a judgement is shown.")] = None,
+    retrieve: Retrieve = None,
     exemplars: Annotated[int | None, typer.Option(help="How many cases stand before every judgement.")] = None,
     explain: Annotated[bool | None, typer.Option("--explain/--no-explain", help="Whether a rationale is written before the verdict.")] = None,
     abstain_below: AbstainBelow = None,
@@ -61,6 +62,7 @@ def init(
     }
     given = {key: value for key, value in given.items() if value is not None}
     before = _existing(db, name)
+    given |= _retrieval(before, retrieve or [])
     if before is None:
         judge = _new(db, name, scale, given)
     else:
@@ -100,6 +102,15 @@ def _tell(name: str, db: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
     if "embedder" in changes:
         say("what memory holds is embedded anew behind judging, the former embedder serves meanwhile; to do it now: memalign memory index")
         say("weights that memalign calibrate fitted rest on the former embedder's vectors; fit them anew once it is done")
+
+
+def _retrieval(before: Judge | None, given: list[str]) -> dict[str, Any]:
+    """What ``--retrieve`` changes."""
+    from memalign.cli.retrieving import changed, parsed
+    from memalign.retrieval import Retrieval
+
+    own, changes = parsed(given)
+    return own | ({"retrieval": changed(Retrieval() if before is None else before.retrieval, changes)} if changes else {})
 
 
 def _existing(db: str, name: str) -> Judge | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from memalign.cli.options import AbstainBelow, AsJson, Database, JudgeName, Votes
+from memalign.cli.options import AbstainBelow, AsJson, Database, JudgeName, Retrieve, Votes
 from memalign.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def judge(
     expectations: Annotated[str | None, typer.Option(help="The expectations of the one item.")] = None,
     abstain_below: AbstainBelow = None,
     votes: Votes = None,
+    retrieve: Retrieve = None,
     json: AsJson = False,
 ) -> None:
     """Judge the items of a file, or one item.
@@ -80,11 +81,13 @@ def judge(
     """
     from memalign.cli.opening import opened
     from memalign.cli.printing import note
+    from memalign.cli.retrieving import retrieving
 
     single = not (inputs is None and outputs is None and expectations is None)
     if single == (file is not None):
         raise ConfigurationError("give a FILE of items, or one item by --inputs and --outputs" + (", not both" if single else ""))
-    with opened(db, judge) as found:
+    with opened(db, judge) as stored:
+        found = retrieving(stored, retrieve)
         if single:
             if out or resume or overwrite:
                 raise ConfigurationError("--out, --resume and --overwrite are for a FILE of items")

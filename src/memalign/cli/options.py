@@ -16,3 +16,12 @@ AbstainBelow = Annotated[
     float | None, typer.Option("--abstain-below", help="Leave items to the experts on which the judge is less sure than this.", min=0.0, max=1.0)
 ]
 Votes = Annotated[int | None, typer.Option("--votes", help="Count so many replies an item, each shown other cases.", min=1)]
+Retrieve = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--retrieve",
+        metavar="NAME=VALUE",
+        help="Which cases a judgement is shown; may be given several times: k, floor, words (on: by their words too), verdict_margin, error_margin, "
+        "alike, and the filters annotators, sources, since, until. An empty value lifts a filter.",
+    ),
+]

@@ -13,13 +13,14 @@ from memalign.memory.difference import Difference
 from memalign.memory.explanation import Explanation
 from memalign.memory.guidance import Guidance
 from memalign.memory.identity import judge_names, judge_settings
-from memalign.memory.lookup import Cases, View
 from memalign.memory.provenance import Provenance
 from memalign.memory.revisions import Revision
 from memalign.memory.rollback import Rollback
 from memalign.memory.selection import Selection, select_records
 from memalign.memory.vectors import Embedded
+from memalign.memory.view import Cases, View
 from memalign.records import Episode, Feedback, Guideline, Usage
+from memalign.retrieval import Retrieval
 
 if TYPE_CHECKING:
     from memalign.memory.export import Exported
@@ -158,14 +159,27 @@ class Memory(Guidance):
         """The same memory, read-only, as it was in a revision. Raises NotFound."""
         with self._reading() as (_, newest):
             self._check(revision, newest)
-        pinned = Memory(self._store, self.name, self._settings, self.embedder, exemplars=self._exemplars, revision=revision)
-        pinned._journal = self._journal  # one store, one journal: whichever closes the store first, all is written
-        return pinned
+        return self._other(revision=revision)
 
     def under(self, embedder: str) -> Memory:
         """The same memory, searched by the vectors of another embedder."""
-        other = Memory(self._store, self.name, self._settings, embedder, exemplars=self._exemplars, revision=self.pinned_revision)
-        other._journal = self._journal
+        return self._other(embedder=embedder)
+
+    def choosing(self, retrieval: Retrieval) -> Memory:
+        """The same memory, from which cases are chosen by other settings than those that it keeps."""
+        return self._other(retrieval=retrieval)
+
+    def _other(self, *, embedder: str | None = None, revision: int | None = None, retrieval: Retrieval | None = None) -> Memory:
+        other = Memory(
+            self._store,
+            self.name,
+            self._settings,
+            self.embedder if embedder is None else embedder,
+            exemplars=self._exemplars,
+            revision=self.pinned_revision if revision is None else revision,
+            retrieval=self._chosen_by if retrieval is None else retrieval,
+        )
+        other._journal = self._journal  # one store, one journal: whichever closes the store first, all is written
         return other
 
     def _check(self, revision: int, newest: int) -> None:

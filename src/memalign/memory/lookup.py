@@ -6,7 +6,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,11 @@ from memalign.memory import episodic, identity, log, replays, revisions, semanti
 from memalign.memory.episodic import Stored
 from memalign.memory.exemplars import Candidate, choose
 from memalign.memory.journal import Entry, Journal
-from memalign.memory.revisions import Decision
 from memalign.memory.scrubbing import scrub
 from memalign.memory.search import Search
+from memalign.memory.view import Cases, View
 from memalign.memory.vote import Ballot
-from memalign.records import Episode, Guideline, Item, Verdict
+from memalign.records import Episode, Item, Verdict
 from memalign.rendering import search_text
 from memalign.retrieval import Retrieval
 from memalign.scale import Scale
@@ -38,37 +37,21 @@ _REMEMBERED_ITEMS = 10_000
 """Items whose cases are kept in RAM, some 2 kB each: reading five of them takes a third of what a judgement adds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """What holds in one revision and stands before every judgement."""
-
-    revision: int
-    guidelines: tuple[Guideline, ...]
-    """The active ones, oldest first."""
-    decision: Decision
-    exemplars: tuple[Episode, ...]
-    """The cases that stand before every judgement, in a stable order."""
-    items: int
-    """How many items episodic memory holds, as the search knows it."""
-    whole: bool = True
-    """Whether the search knows all of them: those whose text the embedder has not seen are overlooked."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cases:
-    """Episodes for one judgement, most similar last; those of one item stand together."""
-
-    episodes: tuple[Episode, ...]
-    similarity: tuple[float, ...]
-    """Cosine similarity of each episode's item; 1.0 for the item itself."""
-
-
 class Lookup:
     """The readers' side of one judge's memory. Safe for threads; changes made by other processes are seen at the next call."""
 
     def __init__(
-        self, store: Store, name: str, settings: Mapping[str, Any], embedder: str, *, exemplars: int = 0, revision: int | None = None
+        self,
+        store: Store,
+        name: str,
+        settings: Mapping[str, Any],
+        embedder: str,
+        *,
+        exemplars: int = 0,
+        revision: int | None = None,
+        retrieval: Retrieval | None = None,
     ) -> None:
+        """``retrieval``: in place of what the settings say."""
         self._store = store
         self._journal = Journal(store)
         self.name = name
@@ -76,8 +59,9 @@ class Lookup:
         self.pinned_revision = revision
         self._exemplars = exemplars
         self._settings = settings
-        self._retrieval = Retrieval.from_dict(settings.get("retrieval") or {})
-        self._search = Search(store, embedder, self._retrieval, kept=revision is None)
+        self._chosen_by = retrieval
+        self._retrieval = Retrieval.from_dict(settings.get("retrieval") or {}) if retrieval is None else retrieval
+        self._search = Search(store, embedder, self._retrieval, kept=revision is None and retrieval is None)
         self.purged = 0
         """The newest purge that this reader has followed."""
         self._view: View | None = None
