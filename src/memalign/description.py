@@ -64,8 +64,7 @@ class Description:
         if not name.strip() or not instructions.strip() or exemplars < 0:
             raise ConfigurationError("a judge needs a name and instructions; k and exemplars must be 0 or more")
         check_shown(k or 0, floor)
-        self.name = name
-        self.instructions = instructions.strip()
+        self.name, self.instructions = name, instructions.strip()
         self.scale = scale
         self.model = model
         self.reflection_model = model if reflection_model is None else reflection_model
