@@ -266,14 +266,11 @@ class Judge(Owned):
         return replace(found, position_bias=position_bias(verdict.orders for _, verdict in given))
 
     def embed(self, *, progress: Progress = silent) -> int:
-        """Embed now what memory holds but the present embedder has not seen; gives how many texts that were.
-
-        Needed by nobody: after a change of embedder it happens behind judging, with the former one serving. Raises what the embedder raises.
-        """
+        """Embed now what a new embedder has not seen, instead of behind judging; gives how many texts that were. Raises what the embedder raises."""
         return edge.run(self.aembed(progress=progress))
 
     async def aembed(self, *, progress: Progress = silent) -> int:
-        """Embed now what the present embedder has not seen; see ``embed``."""
+        """Embed now; see ``embed``."""
         return await self.session.embed_all(progress)
 
     def at(self, revision: int) -> Judge:
@@ -286,8 +283,7 @@ class Judge(Owned):
     def retrieving(self, *, k: int | None = None, floor: float | None = None, retrieval: Retrieval | None = None) -> Judge:
         """The same judge that chooses cases otherwise, to compare settings on one's own labels; what memory keeps of it stays."""
         other = copy.copy(self)
-        other.k, other.floor = self.k if k is None else k, self.floor if floor is None else floor
-        other.retrieval = self.retrieval if retrieval is None else retrieval
+        other.k, other.floor, other.retrieval = self.k if k is None else k, self.floor if floor is None else floor, retrieval or self.retrieval
         check_shown(other.k, other.floor)
         other._session = self.session.under(memory=self.memory.choosing(other.retrieval))
         return other

@@ -26,6 +26,8 @@ from memalign.working import CHARACTERS_PER_TOKEN, Task, WorkingMemory, assemble
 if TYPE_CHECKING:
     from memalign.embedders import Vectors
 
+    Seen = tuple[View, Vectors | None]
+
 Part = Literal["both", "guidelines", "cases", "none"]
 
 VOTES = 5
@@ -169,17 +171,9 @@ async def recalled(session: Session, meter: Meter, task: Task, item: Item, recal
 
 
 async def _brought(
-    session: Session,
-    space: Space,
-    meter: Meter,
-    task: Task,
-    item: Item,
-    recall: Recall,
-    caution: Caution,
-    standing: tuple[View, Vectors | None],
-    more: int,
+    session: Session, space: Space, meter: Meter, task: Task, item: Item, recall: Recall, caution: Caution, seen: Seen, more: int
 ) -> Recalled:
-    view, query = standing  # the vector of the item, if it is stored
+    view, query = seen  # the vector of the item, if it is stored
     decision = _decision(session, view, recall, caution)
     if recall.guidelines is not None:
         view = replace(view, guidelines=recall.guidelines)
