@@ -1,6 +1,6 @@
 """Which cases are retrieved: do experts judge them as they judge the item? On the labelled sets beside the repository, read in place.
 
-``python -m benchmarks.retrieval [--vectors FOLDER]`` writes ``benchmarks/results/retrieval.json`` and ``.png``.
+``python -m benchmarks.retrieval [--vectors FOLDER] [--sets NAME ...]`` writes ``benchmarks/results/retrieval.json`` and ``.png``.
 """
 
 from __future__ import annotations
@@ -219,15 +219,8 @@ def plot(made: Mapping[str, Any], path: Path) -> None:
     chart.save(str(path), ppi=110)
 
 
-def main() -> None:
-    """Measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vectors", type=Path, help="a folder that keeps the vectors between runs")
-    options = parser.parse_args()
-    if not DATA.is_dir():
-        raise SystemExit(f"the labelled sets are not at {DATA}; nothing is measured")
-    names = sorted({path.name.split(".")[0] for path in DATA.glob("*.test.jsonl")})
-    sets = {name: measured(name, options.vectors) for name in names}
+def written(sets: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The summary of each split, and the differences to output alone; both are kept beside the plot."""
     folder = ROOT / "benchmarks" / "results"
     made = {split: summary(sets, split) for split in ("split", "other groups")}
     paired = {split: differences(sets, split, "output") for split in made}
@@ -235,6 +228,20 @@ def main() -> None:
     results = {"machine": facts(), "sets": about, "k": K, "measured": made, "against output": paired}
     (folder / "retrieval.json").write_text(json.dumps(results, indent=1) + "\n")
     plot(made["other groups"], folder / "retrieval.png")
+    return made, paired
+
+
+def main() -> None:
+    """Measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vectors", type=Path, help="a folder that keeps the vectors between runs")
+    parser.add_argument("--sets", nargs="*", help="these sets only")
+    options = parser.parse_args()
+    if not DATA.is_dir():
+        raise SystemExit(f"the labelled sets are not at {DATA}; nothing is measured")
+    names = options.sets or sorted({path.name.split(".")[0] for path in DATA.glob("*.test.jsonl")})
+    sets = {name: measured(name, options.vectors) for name in names}
+    made, paired = written(sets)
     for split, one in made.items():
         for measure in MEASURES:
             print(f"\n{split}: {measure}\n" + "\n".join(table(one, measure)))
