@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import ablation, coaching, stream
+from aiohttp.test_utils import TestClient, TestServer
+from benchmarks import ablation, coaching, local_endpoint, stream
 
 from conftest import MakeJudge
 from memalign.embedders.scripted import HashEmbedder
+from memalign.errors import ModelRefused
 from memalign.models import ChatReply, ChatRequest, TokenLogprobs
 from memalign.models.scripted import ScriptedChatModel
 
@@ -104,6 +107,28 @@ def test_the_scripted_model_reads_the_prompts_of_mlflow() -> None:
     assert stream.answer(judging, None, attentive=True) == ("judge", "no"), "as the case says"
     judging[0]["content"] += f"\n  - {made[0][0]['guideline_text']}"
     assert stream.answer(judging, None, attentive=True) == ("judge", "yes"), "a guideline comes before cases"
+
+
+def test_the_local_model_behind_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ScriptedChatModel([{"result": True, "rationale": "r"}, ModelRefused("no such schema")])
+    monkeypatch.setattr(local_endpoint, "local_chat_model", lambda _: model)
+    monkeypatch.setattr(local_endpoint, "open_embedder", lambda _: HashEmbedder(8))
+    schema = {"type": "object", "properties": {"result": {"type": "boolean"}}}
+    body = {"model": "m", "messages": [{"role": "user", "content": "judge it"}]}
+    form = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+
+    async def talk() -> tuple[Any, ...]:
+        async with TestClient(TestServer(local_endpoint.LocalEndpoint("w").app())) as client:
+            first = await (await client.post("/v1/chat/completions", json=body | form)).json()
+            second = await client.post("/v1/chat/completions", json=body)
+            vectors = await (await client.post("/v1/embeddings", json={"model": "e", "input": ["one", "two"]})).json()
+            return first, second.status, vectors, await (await client.get("/stats")).json()
+
+    first, status, vectors, stats = asyncio.run(talk())
+    assert json.loads(first["choices"][0]["message"]["content"])["result"] is True
+    assert (model.requests[0].schema, model.requests[0].max_tokens) == (schema, local_endpoint.MOST_TOKENS)
+    assert (status, [len(row["embedding"]) for row in vectors["data"]]) == (400, [8, 8])
+    assert (stats["kinds"]["judge"]["calls"], stats["kinds"]["judge"]["failed"], stats["kinds"]["embed"]["texts"]) == (1, 1, 2)
 
 
 @pytest.mark.parametrize("attentive", [True, False])
