@@ -18,10 +18,9 @@ test: check integrations  ## lint, type-check and run all tests
 # MLflow needs older versions of what memalign takes the newest of, so its tests have environments of their own: the newest and the oldest.
 # What those lack (pytest, the local model) comes from .venv.
 integrations: $(VENV)-integrations/stamp $(VENV)-integrations-oldest/stamp $(VENV)-dspy-oldest/stamp  ## test inside MLflow and DSPy
-	PYTHONPATH=$(CURDIR)/src $(VENV)-integrations/bin/python -m pytest -W default -p no:cacheprovider tests/test_mlflow_*.py $(ARGS)
+	PYTHONPATH=$(CURDIR)/src $(VENV)-integrations/bin/python -m pytest -W default -p no:cacheprovider tests/test_mlflow_*.py tests/test_dspy.py $(ARGS)
 	PYTHONPATH=$(CURDIR)/src $(VENV)-integrations-oldest/bin/python -m pytest -W default -p no:cacheprovider -m "not model" tests/test_mlflow_*.py $(ARGS)
-	set -e; for which in integrations dspy-oldest; do \
-	  PYTHONPATH=$(CURDIR)/src $(VENV)-$$which/bin/python -m pytest -W default -p no:cacheprovider tests/test_dspy.py; done
+	PYTHONPATH=$(CURDIR)/src $(VENV)-dspy-oldest/bin/python -m pytest -W default -p no:cacheprovider tests/test_dspy.py
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -39,17 +39,15 @@ def prepare(folder: Path, size: int) -> dict[str, Any]:
     from mlflow.entities import AssessmentSource, AssessmentSourceType
 
     _connect(folder)
-    found = [*records(size), *later_records(MORE, start=size), *records(_WARM, start=900_000)]
+    source = AssessmentSource(source_type=AssessmentSourceType.HUMAN, source_id="ann")
     ids = []
-    for record in found:
+    for record in [*records(size), *later_records(MORE, start=size), *records(_WARM, start=900_000)]:
         with mlflow.start_span("reply") as span:
             span.set_inputs(record.inputs)
             span.set_outputs(record.outputs)
+            mlflow.log_feedback(trace_id=span.trace_id, name="bench", value=record.value, rationale=record.rationale, source=source)
         ids.append(span.trace_id)
     mlflow.flush_trace_async_logging()
-    source = AssessmentSource(source_type=AssessmentSourceType.HUMAN, source_id="ann")
-    for trace_id, record in zip(ids, found, strict=True):
-        mlflow.log_feedback(trace_id=trace_id, name="bench", value=record.value, rationale=record.rationale, source=source)
     (folder / "ids.json").write_text(json.dumps(ids))
     return {"traces": len(ids)}
 

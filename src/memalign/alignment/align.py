@@ -20,7 +20,7 @@ from memalign.alignment.verify import Trying
 from memalign.errors import MemalignError, StoreBusy
 from memalign.memory import Memory, episodic, revisions, semantic, tombstones
 from memalign.memory.episodic import Stored
-from memalign.memory.log import last_verdict
+from memalign.memory.log import last_verdicts
 from memalign.memory.replaced import carriers
 from memalign.records import Feedback
 from memalign.rendering import search_text
@@ -126,9 +126,9 @@ def _record(memory: Memory, feedback: list[Feedback]) -> Counter[str]:
             batch = feedback[start : start + _RECORDS_AT_ONCE]
             buried = tombstones.buried(connection, judge_id, [record.id for record in batch])
             seen["purged"] += sum(record.id in buried for record in batch)
+            judged = last_verdicts(connection, judge_id, [record.item.id for record in batch])
             for record in (record for record in batch if record.id not in buried):
-                judged = last_verdict(connection, judge_id, record.item.id)
-                seen[episodic.record(connection, judge_id, record, judged=judged)] += 1
+                seen[episodic.record(connection, judge_id, record, judged=judged.get(record.item.id))] += 1
     return seen
 
 

@@ -83,13 +83,13 @@ def outlasting(connection: Connection, table: Table, rows: Sequence[Mapping[str,
     return [row for row in rows if row["revision"] >= purged.get(row["judge_id"], 0)]
 
 
-def last_verdict(connection: Connection, judge_id: int, item_id: str) -> Any:
-    """The value last given to an item, or None."""
-    table = schema.verdict
-    stored: str | None = connection.execute(
-        select(table.c.value).where(table.c.judge_id == judge_id, table.c.item_id == item_id).order_by(table.c.row.desc()).limit(1)
-    ).scalar()
-    return None if stored is None else json.loads(stored)
+def last_verdicts(connection: Connection, judge_id: int, item_ids: Sequence[str]) -> dict[str, Any]:
+    """Item id -> the value last given to it, where it was judged."""
+    table, found = schema.verdict, dict[str, str]()
+    for start in range(0, len(item_ids), _CHUNK):
+        condition = (table.c.judge_id == judge_id) & table.c.item_id.in_(item_ids[start : start + _CHUNK])
+        found |= {row.item_id: row.value for row in connection.execute(select(table.c.item_id, table.c.value).where(condition).order_by(table.c.row))}
+    return {item_id: json.loads(value) for item_id, value in found.items()}
 
 
 def confidences(connection: Connection, judge_id: int, item_ids: Sequence[str], revision: int) -> dict[str, float]:
