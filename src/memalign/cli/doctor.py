@@ -59,7 +59,7 @@ def doctor(
     if json:
         emit({"ok": good, "checks": [asdict(check) for check in found]})
     else:
-        _show(found, [check.name for check in found if check.needed and check.status != "ok"])
+        _show(found, [check.name for check in found if check.status != "ok" and (check.needed or check.name.startswith("judge "))])
     raise typer.Exit(0 if good else 1)
 
 
