@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import endpoint
-from benchmarks.measuring import Row, fresh, median
+from benchmarks.measuring import Row, beside_mlflow, fresh, median
 from benchmarks.workload import INSTRUCTIONS, item, later_records, records
 
 FIRST, MORE = 50, 10
@@ -119,16 +119,7 @@ def mlflow(address: str, folder: Path) -> dict[str, Any]:
 def run_side(side: str, address: str) -> dict[str, Any]:
     """One repetition of one side, in this process; nothing leaves this machine."""
     with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {
-            "OPENAI_BASE_URL": f"{address}/v1",
-            "OPENAI_API_BASE": f"{address}/v1",
-            "OPENAI_API_KEY": "dummy",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "DO_NOT_TRACK": "true",
-            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-            "DSPY_CACHEDIR": f"{folder}/dspy",
-            "NO_PROXY": "127.0.0.1",
-        }
+        os.environ |= beside_mlflow(address, Path(folder))
         return {"ours": ours, "mlflow": mlflow}[side](address, Path(folder))
 
 

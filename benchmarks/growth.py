@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import endpoint, stream
-from benchmarks.measuring import ROOT, facts, fresh
+from benchmarks.measuring import ROOT, beside_mlflow, facts, fresh
 from benchmarks.workload import INSTRUCTIONS
 from memalign import Feedback
 
@@ -117,19 +117,7 @@ def measured(answers: str, side: str, peer_python: str, *, local: bool) -> dict[
     """One side in a fresh process, with an endpoint of its own."""
     module, options = ("benchmarks.local_endpoint", ()) if local else ("benchmarks.endpoint", ("--answers", answers, "--swift"))
     with tempfile.TemporaryDirectory() as folder, endpoint.serving(*options, module=module) as address:
-        environment = {
-            "OPENAI_BASE_URL": f"{address}/v1",
-            "OPENAI_API_BASE": f"{address}/v1",
-            "OPENAI_API_KEY": "dummy",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_MODEL_CATALOG_URI": "",
-            "DO_NOT_TRACK": "true",
-            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-            "DSPY_CACHEDIR": f"{folder}/dspy",
-            "NO_PROXY": "127.0.0.1",
-            "PYTHONHASHSEED": "0",
-            "PYTHONPATH": str(ROOT / "src"),
-        }
+        environment = beside_mlflow(address, Path(folder)) | {"PYTHONHASHSEED": "0"}
         arguments = ["-m", "benchmarks.growth", "--side", side, "--address", address, "--folder", folder, *(["--local"] if local else [])]
         run = fresh(arguments, python=peer_python if side == "MLflow" else sys.executable, timeout_seconds=7200.0, **environment)
     return {"answers": answers, "side": side, "steps": run["steps"], "version": run["version"]}

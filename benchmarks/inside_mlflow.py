@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import endpoint
-from benchmarks.measuring import ROOT, Row, facts, fresh, median
+from benchmarks.measuring import ROOT, Row, beside_mlflow, facts, fresh, median
 from benchmarks.workload import INSTRUCTIONS, item, later_records, records
 
 SIDES = ("ours", "mlflow")
@@ -194,19 +194,7 @@ def _connect(folder: Path) -> None:
 
 
 def _fresh(python: str, address: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    environment = {
-        "OPENAI_BASE_URL": f"{address}/v1",
-        "OPENAI_API_BASE": f"{address}/v1",
-        "OPENAI_API_KEY": "dummy",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_MODEL_CATALOG_URI": "",
-        "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false",
-        "DO_NOT_TRACK": "true",
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        "DSPY_CACHEDIR": str(folder / "dspy"),
-        "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": f"{ROOT / 'src'}",
-    }
+    environment = beside_mlflow(address, folder) | {"MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false"}
     options = ["-m", "benchmarks.inside_mlflow", "--address", address, "--folder", str(folder), *arguments]
     return fresh(options, python=python, timeout_seconds=2400.0, **environment)
 

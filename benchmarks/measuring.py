@@ -63,6 +63,22 @@ def fresh(arguments: Sequence[str], *, python: str = sys.executable, timeout_sec
     return found
 
 
+def beside_mlflow(address: str, folder: Path) -> dict[str, str]:
+    """The environment of a side that talks to an endpoint of this machine alone, whatever else MLflow and its libraries would fetch."""
+    return {
+        "OPENAI_BASE_URL": f"{address}/v1",
+        "OPENAI_API_BASE": f"{address}/v1",
+        "OPENAI_API_KEY": "dummy",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_MODEL_CATALOG_URI": "",
+        "DO_NOT_TRACK": "true",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "DSPY_CACHEDIR": str(folder / "dspy"),
+        "NO_PROXY": "127.0.0.1",
+        "PYTHONPATH": str(ROOT / "src"),
+    }
+
+
 def wall_seconds(arguments: Sequence[str], *, python: str = sys.executable) -> float:
     """Wall time of a fresh process that must succeed."""
     started = time.perf_counter()

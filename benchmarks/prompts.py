@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import endpoint
-from benchmarks.measuring import ROOT, Row, facts, fresh, median
+from benchmarks.measuring import ROOT, Row, beside_mlflow, facts, fresh, median
 from benchmarks.workload import INSTRUCTIONS, item, records, wordings
 
 SIDES = ("ours", "mlflow")
@@ -170,19 +170,10 @@ def _row(found: dict[str, dict[str, Any]]) -> Row:
 
 
 def _fresh(python: str, address: str, side: str, size: int) -> dict[str, Any]:
-    environment = {
-        "OPENAI_BASE_URL": f"{address}/v1",
-        "OPENAI_API_BASE": f"{address}/v1",
-        "OPENAI_API_KEY": "dummy",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_MODEL_CATALOG_URI": "",
-        "DO_NOT_TRACK": "true",
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
-    }
     options = ["-m", "benchmarks.prompts", "--side", side, "--address", address, "--sizes", str(size)]
-    return fresh(options, python=python, timeout_seconds=1200.0, **environment)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = beside_mlflow(address, Path(folder))
+        return fresh(options, python=python, timeout_seconds=1200.0, **environment | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"})
 
 
 def in_process(count: int = 4, guidelines: int = 20, cases: int = 2) -> dict[str, Any]:
