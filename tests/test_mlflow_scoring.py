@@ -6,7 +6,6 @@ import copy
 import json
 import pickle
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -92,16 +91,11 @@ def test_examples_stand_before_the_guidelines_defect(side: Side, trace: Made, pr
 
 
 def test_a_query_waits_in_the_retriever_defect(side: Side, trace: Made, provider: Provider) -> None:
-    """Theirs waits 100 ms for other queries, every time; ours as long as it takes."""
+    """Theirs waits 100 ms for other queries to search together with, every time; ours asks at once (timed in ``benchmarks.inside_mlflow``)."""
     judge = make().align([about(trace, "where is the parcel", Said(False, "tone"))], side.optimizer())
-    quickest = 9.0
-    for number in range(3 if side.name == "mlflow" else 40):
-        started = time.perf_counter()
-        judge(inputs={"question": f"where is the parcel {number}"}, outputs="short")
-        quickest = min(quickest, time.perf_counter() - started)
-        if quickest < 0.1:
-            break
-    assert (quickest >= 0.1) is (side.name == "mlflow")
+    judge(inputs={"question": "where is the lamp"}, outputs="short")
+    search = getattr(getattr(judge, "_retriever", None), "search_fn", None)
+    assert (getattr(search, "max_wait_time", 0.0) >= 0.1) is (side.name == "mlflow")
 
 
 def test_the_row_itself_is_shown_with_its_experts_verdict(side: Side, trace: Made, provider: Provider) -> None:

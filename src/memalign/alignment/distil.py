@@ -13,7 +13,7 @@ from memalign.alignment.drafted import Drafted, carry_out, drafted, listed, read
 from memalign.alignment.joining import Joining
 from memalign.alignment.operations import Rejected, check
 from memalign.alignment.plan import Plan, Proposal
-from memalign.alignment.relate import Held, Relations, alike, named, nominated
+from memalign.alignment.relate import SAME, Held, Relations, alike, named, nominated
 from memalign.alignment.report import FailedBatch
 from memalign.alignment.support import unsupported
 from memalign.errors import MemalignError
@@ -162,12 +162,12 @@ class Distilling:
             await self._act(held, await named(self.session, self.meter, held, pairs))
 
     async def _compare_unread(self, fresh: Sequence[Proposal]) -> None:
-        """Relate proposals to the guidelines that are withheld from models: likeness alone decides."""
+        """Relate proposals to the guidelines that are withheld from models: without one that reads both, only what is all but the same is joined."""
         known = [Held(guideline.text, guideline=guideline) for guideline in self.plan.guidelines if guideline.id in self.plan.withheld]
         for proposal in fresh:
             held = [*known, Held(proposal.text, proposal=proposal)]
             await self._embed(held)
-            await self._act(held, alike(held, self.result.vectors))
+            await self._act(held, alike(held, self.result.vectors, least=SAME))
 
     async def _embed(self, held: Sequence[Held]) -> None:
         self.result.vectors |= await self.session.vectors(self.meter, {content_hash(one.text): one.text for one in held})

@@ -23,6 +23,8 @@ SHARED = 0.5
 """Share of the shorter one's content words from which they are nominated, whatever their similarity."""
 ALIKE = 0.75
 """Cosine similarity from which two rules count as one where no model is asked."""
+SAME = 0.95
+"""The same where a model could tell but must not read one of them: those that stay apart can be joined later, those joined wrongly would be lost."""
 MOST_LISTED = 120
 """Guidelines in one call; of more, the likest pairs count."""
 _FORBIDS = re.compile(r"\b(?:never|not|no|don't|avoid|without|reject|ignore|leave out)\b", re.IGNORECASE)
@@ -86,7 +88,7 @@ def nominated(held: Sequence[Held], vectors: Mapping[str, Vectors]) -> list[tupl
     return kept
 
 
-def alike(held: Sequence[Held], vectors: Mapping[str, Vectors]) -> Relations:
+def alike(held: Sequence[Held], vectors: Mapping[str, Vectors], *, least: float = ALIKE) -> Relations:
     """Relations without a model: of two rules that are very similar, one says what the other says, or forbids what it demands.
 
     On the labelled pairs of ``benchmarks.relations`` 11 of 12 that this calls a conflict are one, and it finds 11 of 31; a model of 1.5 billion
@@ -96,7 +98,7 @@ def alike(held: Sequence[Held], vectors: Mapping[str, Vectors]) -> Relations:
     for place, one in enumerate(held):
         mine = vectors[content_hash(one.text)]
         likeness = {other: float(vectors[content_hash(held[other].text)] @ mine) for other in kept} if one.proposal is not None else {}
-        near = [other for other in sorted(likeness, key=lambda other: -likeness[other]) if likeness[other] >= ALIKE]
+        near = [other for other in sorted(likeness, key=lambda other: -likeness[other]) if likeness[other] >= least]
         same = next((other for other in near if forbids(held[other].text) == forbids(one.text)), None)
         if same is not None:
             groups.setdefault(same, [same]).append(place)
