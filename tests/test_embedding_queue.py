@@ -54,6 +54,21 @@ def test_an_idle_one_is_asked_at_once_and_latecomers_share_the_next_call() -> No
     asyncio.run(main())
 
 
+def test_who_asks_again_the_moment_an_answer_comes_is_answered() -> None:
+    async def main() -> None:
+        slow = Slow()
+        slow.go.set()
+        queue = Queue(slow)
+
+        async def twice(text: str) -> None:
+            await queue.embed([text])
+            await queue.embed([text + "!"])
+
+        await asyncio.wait_for(asyncio.gather(*(twice("x" * n) for n in range(1, 5))), 10)
+
+    asyncio.run(main())
+
+
 def test_hosted_calls_run_side_by_side_before_any_request_waits() -> None:
     async def main() -> None:
         slow = Slow("openai/slow")

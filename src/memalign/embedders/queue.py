@@ -32,7 +32,7 @@ class _Line:
     """The requests of one event loop."""
 
     waiting: list[_Request] = field(default_factory=list)
-    workers: set[asyncio.Task[None]] = field(default_factory=set)
+    workers: set[asyncio.Task[None] | None] = field(default_factory=set)
 
 
 class Queue:
@@ -56,9 +56,7 @@ class Queue:
         request = _Request(texts, loop.create_future())
         line.waiting.append(request)
         if len(line.workers) < self._calls:
-            worker = loop.create_task(self._work(line))
-            line.workers.add(worker)
-            worker.add_done_callback(line.workers.discard)
+            line.workers.add(loop.create_task(self._work(line)))
         return await request.answer
 
     async def aclose(self) -> None:
@@ -66,14 +64,17 @@ class Queue:
         await self._embedder.aclose()
 
     async def _work(self, line: _Line) -> None:
-        while line.waiting:
-            together = _next(line.waiting, self._most_texts)
-            try:
-                await self._answer(together)
-            finally:
-                for request in together:
-                    if not request.answer.done():  # the loop is ending
-                        request.answer.cancel()
+        try:
+            while line.waiting:
+                together = _next(line.waiting, self._most_texts)
+                try:
+                    await self._answer(together)
+                finally:
+                    for request in together:
+                        if not request.answer.done():  # the loop is ending
+                            request.answer.cancel()
+        finally:  # at once, not when the task is seen to be done: who asks in between would wait for a worker that has gone
+            line.workers.discard(asyncio.current_task())
 
     async def _answer(self, together: Sequence[_Request]) -> None:
         if len(together) == 1:
