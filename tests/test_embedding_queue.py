@@ -24,6 +24,8 @@ class Slow:
     async def embed(self, texts: Sequence[str]) -> Any:
         self.calls.append(list(texts))
         await self.go.wait()
+        if "odd" in texts:
+            raise RuntimeError("against its contract")
         if any("bad" in text for text in texts):
             raise EmbeddingError("a bad text")
         return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
@@ -65,6 +67,19 @@ def test_who_asks_again_the_moment_an_answer_comes_is_answered() -> None:
             await queue.embed([text + "!"])
 
         await asyncio.wait_for(asyncio.gather(*(twice("x" * n) for n in range(1, 5))), 10)
+
+    asyncio.run(main())
+
+
+def test_an_error_that_is_none_of_ours_belongs_to_one_request() -> None:
+    async def main() -> None:
+        slow = Slow()
+        queue = Queue(slow)
+        tasks = await started(queue, ["a"], ["odd"], ["b"])
+        slow.go.set()
+        first, odd, last = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+        assert isinstance(odd, RuntimeError)
+        assert len(first) == len(last) == 1
 
     asyncio.run(main())
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from memalign.errors import MemalignError
-
 if TYPE_CHECKING:
     from memalign.embedders import Embedder, Vectors
 
@@ -85,7 +83,7 @@ class Queue:
             rows = await self._embedder.embed(texts)
             if rows.ndim != 2 or len(rows) != len(texts):
                 raise ValueError(rows.shape)
-        except (MemalignError, ValueError):  # whose fault it is shows when each asks for itself
+        except Exception:  # whose fault it is shows when each asks for itself
             for request in together:
                 await self._alone(request)
             return
