@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.measuring import Row, median, milliseconds, percentile
 from benchmarks.workload import INSTRUCTIONS, answer, item, records
-from memalign import Judge, Scale, judging, session
+from memalign import Judge, Scale, judging, space
 from memalign.embedders.minilm import MiniLM
 from memalign.memory import Memory
 from memalign.models import ChatReply, ChatRequest
@@ -92,10 +92,9 @@ class Stopwatch:
     @contextmanager
     def on(self, places: Sequence[tuple[Any, str, str]]) -> Iterator[None]:
         """While it runs, functions (owner, name) are timed as a part."""
-        before = [(owner, name, getattr(owner, name)) for owner, name, _ in places if hasattr(owner, name)]
+        before = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
         for owner, name, part in places:
-            if hasattr(owner, name):
-                setattr(owner, name, self._timed(getattr(owner, name), part))
+            setattr(owner, name, self._timed(getattr(owner, name), part))
         try:
             yield
         finally:
@@ -121,7 +120,7 @@ class Stopwatch:
 
 
 _PLACES = (
-    (session.Session, "_embed", "embed"),
+    (space.Space, "_embed", "embed"),
     (Memory, "view_and_vector", "recall"),
     (Memory, "cases", "recall"),
     (judging, "assemble", "assemble"),
