@@ -67,6 +67,7 @@ def test_who_asks_again_the_moment_an_answer_comes_is_answered() -> None:
             await queue.embed([text + "!"])
 
         await asyncio.wait_for(asyncio.gather(*(twice("x" * n) for n in range(1, 5))), 10)
+        assert {text for call in slow.calls for text in call} == {"x" * n + end for n in range(1, 5) for end in ("", "!")}
 
     asyncio.run(main())
 
