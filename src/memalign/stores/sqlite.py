@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import sqlite3
+import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,9 @@ _MOST_FAULTS = 100
 
 _BLOCK = 1 << 24
 """Bytes that are searched at once."""
+
+
+_COPY = "import shutil, sys; shutil.copyfileobj(open(sys.argv[1], 'rb'), sys.stdout.buffer, 1 << 20)"
 
 
 class SqliteStore(Database):
@@ -178,9 +183,18 @@ def _compiled(query: Select[Any]) -> tuple[str, Sequence[str], Callable[[Any], A
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
+    """The bytes of a file, read by another process.
+
+    Closing a file drops every lock that the process has on it (POSIX), SQLite's among them: others would then take the memory for unused, and cut
+    short the log's index under those who read it.
+    """
+    command = [sys.executable, "-I", "-S", "-c", _COPY, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as copying:  # noqa: S603 - our own words and path
+        assert copying.stdout is not None
+        while block := copying.stdout.read(_BLOCK):
             yield block
+    if copying.returncode:
+        raise StoreError(f"{path.name} could not be read through; look at the message above, and purge again")
 
 
 def _on_begin(connection: Connection) -> None:
