@@ -150,6 +150,20 @@ def test_threads_take_turns(store: Store) -> None:
     _all_rows_are_there(store, 50)
 
 
+def test_searching_the_files_leaves_the_lock_of_a_writer(db: str) -> None:
+    """Closing a file drops the locks that the process has on it, SQLite's among them."""
+    store = open_store(db)
+    put(store, "one")
+    taking = [sys.executable, "-c", "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')", db]
+    with store.writing():
+        assert store.find([b"memalign-no-such-phrase"]) == {}
+        while_written = subprocess.run(taking, capture_output=True, text=True, check=False)
+    afterwards = subprocess.run(taking, capture_output=True, text=True, check=False)
+    store.close()
+    assert "database is locked" in while_written.stderr
+    assert afterwards.returncode == 0
+
+
 @BOTH
 def test_processes_take_turns_even_at_the_first_opening(db: str) -> None:
     command = [sys.executable, "-c", WRITER, db]

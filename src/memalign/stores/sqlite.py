@@ -27,7 +27,12 @@ _BLOCK = 1 << 24
 """Bytes that are searched at once."""
 
 
-_COPY = "import shutil, sys; shutil.copyfileobj(open(sys.argv[1], 'rb'), sys.stdout.buffer, 1 << 20)"
+_COPY = """
+import shutil, signal, sys
+if hasattr(signal, "SIGPIPE"):  # whoever read has gone: there is nobody to tell
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+shutil.copyfileobj(open(sys.argv[1], "rb"), sys.stdout.buffer, 1 << 20)
+"""
 
 
 class SqliteStore(Database):
