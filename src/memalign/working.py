@@ -24,6 +24,9 @@ CHARACTERS_PER_TOKEN = 4
 _LEAST_CHARACTERS = 400
 """Of a case; with less it would say nothing."""
 _ALTERNATIVES = 20
+"""Tokens whose likelihood is asked for beside the one written."""
+_SPELLINGS = 3
+"""Of a label that are looked for in a JSON reply, where every token brings its alternatives: twenty each would be 45 kB a reply."""
 _LABEL_TOKENS = 12
 _LETTERS = "bcdfghjklmnpqrstvwxz"
 NOTHING: Mapping[str, float] = MappingProxyType({})
@@ -102,8 +105,8 @@ def assemble(
 def request(task: Task, memory: WorkingMemory, *, temperature: float) -> ChatRequest:
     """The call that asks for a verdict: a bare label, or JSON of the scale's schema."""
     if task.explain:
-        schema = task.scale.schema(rationale=True)
-        return ChatRequest(messages=memory.messages, schema=schema, max_tokens=task.max_tokens, temperature=temperature, top_logprobs=_ALTERNATIVES)
+        schema, alternatives = task.scale.schema(rationale=True), min(_ALTERNATIVES, _SPELLINGS * len(task.scale.labels))
+        return ChatRequest(messages=memory.messages, schema=schema, max_tokens=task.max_tokens, temperature=temperature, top_logprobs=alternatives)
     return ChatRequest(
         messages=memory.messages, choices=task.scale.labels or None, max_tokens=_LABEL_TOKENS, temperature=temperature, top_logprobs=_ALTERNATIVES
     )
