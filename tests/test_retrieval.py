@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,6 +25,7 @@ from memalign.memory.retrieval.exact import Exact
 from memalign.memory.retrieval.fusion import fused
 from memalign.memory.retrieval.ids import Ids, packed
 from memalign.memory.retrieval.lexical import Lexical
+from memalign.memory.retrieval.products import along, among
 from memalign.memory.retrieval.tokens import words
 from memalign.models import ChatRequest
 from memalign.models.scripted import ScriptedChatModel
@@ -147,6 +150,42 @@ def test_two_bytes_a_number_find_what_float32_finds() -> None:
         slots, scores = exact.nearest(query, 5, np.ones(3000, np.bool_))
         assert slots.tolist() == np.argsort(-(rows @ query), kind="stable")[:5].tolist()
         assert scores == pytest.approx((rows @ query)[slots], abs=1e-4)
+
+
+def test_products_in_pieces_are_products() -> None:
+    rows = unit(np.random.default_rng(2).normal(size=(500, 1536)))
+    assert along(rows, rows[7]) == pytest.approx(rows @ rows[7], abs=1e-6)
+    assert along(rows[:0], rows[7]).shape == (0,)
+    assert among(rows[:40]) == pytest.approx(rows[:40] @ rows[:40].T, abs=1e-6)
+
+
+# Searches with pauses between, in which threads that BLAS has waked would spin; prints the seconds that threads but the caller's were busy.
+SEARCHES = """
+import time
+import numpy as np
+from memalign.memory.retrieval import Fact, ItemIndex
+from memalign.memory.vote import cast
+
+rows = np.random.default_rng(0).standard_normal((400, 1536)).astype(np.float32)
+rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+ids = [f"{number:016x}" * 2 for number in range(400)]
+index = ItemIndex()
+index.put(index.enter(ids, [Fact(row, "true", "", "", False, 0.0) for row in range(400)])[0], rows)
+points = {key: np.array([0.5, -0.5]) * (-1) ** place for place, key in enumerate(ids)}
+ballot = cast(points, lambda key: rows[ids.index(key)], lambda key: f"text {key}")
+time.sleep(1.0)
+before = time.process_time() - time.thread_time()
+for row in rows[:5]:
+    assert len(index.nearest(row, 20)) == 20
+    ballot.count("", row, "text", own=True)
+    time.sleep(0.2)
+print(time.process_time() - time.thread_time() - before)
+"""
+
+
+def test_no_thread_spins_after_a_search_or_a_vote() -> None:
+    ran = subprocess.run([sys.executable, "-c", SEARCHES], capture_output=True, text=True, check=True)
+    assert float(ran.stdout) < 0.1  # some .5 s with two cores if BLAS used its threads
 
 
 def test_ids_beyond_those_that_wait_in_a_dictionary_are_found_and_forgotten() -> None:

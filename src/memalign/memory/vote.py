@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from memalign.memory.retrieval.products import along
 from memalign.memory.wording import Wording
 from memalign.scale import Scale
 
@@ -59,7 +60,7 @@ class Ballot:
 
         ``query``: the embedding of its ``text``.
         """
-        parts = self.weights * (self.vectors @ self.wording.joined(query, text) + self.level)[:, None]
+        parts = self.weights * (along(self.vectors, self.wording.joined(query, text)) + self.level)[:, None]
         total = parts.sum(axis=0)
         if not own and item_id in self.place:
             total = self.left_out[self.place[item_id]]

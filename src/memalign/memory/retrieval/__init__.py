@@ -18,6 +18,7 @@ from memalign.memory.retrieval.filters import admitted
 from memalign.memory.retrieval.fusion import fused
 from memalign.memory.retrieval.ids import Ids, packed
 from memalign.memory.retrieval.lexical import Lexical
+from memalign.memory.retrieval.products import along
 from memalign.memory.retrieval.served import Ask, Served
 from memalign.retrieval import Retrieval
 
@@ -168,7 +169,7 @@ class ItemIndex:
         if text and self.lexical is not None:
             by_words = self.lexical.nearest(text, wanted, usable)[0]
             more = np.array([slot for slot in by_words.tolist() if slot not in similarity], dtype=np.int64)
-            similarity.update(zip(more.tolist(), np.clip(self.vectors(more) @ query, -1, 1).tolist(), strict=True))
+            similarity.update(zip(more.tolist(), np.clip(along(self.vectors(more), query), -1, 1).tolist(), strict=True))
             order = fused([order, by_words.tolist()])
         chosen = np.array(order, dtype=np.int64)
         told, vectors = self.facts.told(chosen), self.vectors(chosen)

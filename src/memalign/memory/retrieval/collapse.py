@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from memalign.memory.retrieval.candidates import Candidate
+from memalign.memory.retrieval.products import among
 
 
 def collapsed(candidates: Sequence[Candidate], alike: float) -> list[Candidate]:
@@ -17,7 +18,7 @@ def collapsed(candidates: Sequence[Candidate], alike: float) -> list[Candidate]:
     if len(candidates) < 2:
         return [*candidates]
     vectors = np.stack([candidate.vector for candidate in candidates])
-    near = np.argwhere(np.triu(vectors @ vectors.T >= alike, 1))
+    near = np.argwhere(np.triu(among(vectors) >= alike, 1))
     gone: set[int] = set()
     for earlier, later in near[np.argsort(near[:, 0], kind="stable")].tolist():
         if earlier not in gone and candidates[earlier].labels == candidates[later].labels:

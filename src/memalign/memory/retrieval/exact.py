@@ -8,14 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from memalign.errors import EmbeddingError
+from memalign.memory.retrieval.products import MOST_NUMBERS, along
 
 if TYPE_CHECKING:
     from memalign.embedders import Vectors
 
     Slots = npt.NDArray[np.int64]
 
-BLOCK_NUMBERS = 1 << 18
-"""Numbers in one block: from some 400,000 on, BLAS wakes threads for a product, which on busy cores costs 4 ms and gains nothing."""
+BLOCK_NUMBERS = MOST_NUMBERS
+"""Numbers in one block: it takes part in a product as a whole."""
 
 _STEPS = 127.0
 _FINER = 254.0
@@ -97,7 +98,7 @@ class Exact:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         best = np.argpartition(-scores, pool - 1)[:pool]
         best = np.sort(best[scores[best] > -np.inf]) + self.first
-        return ranked(best, self.vectors(best) @ query, wanted)
+        return ranked(best, along(self.vectors(best), query), wanted)
 
     def rest(self, first: int) -> Exact:
         """The rows from a slot on, which is the first of a block; they are shared, not copied."""

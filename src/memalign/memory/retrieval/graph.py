@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from memalign.errors import MissingExtra
 from memalign.memory.retrieval.exact import Exact, ranked
+from memalign.memory.retrieval.products import along
 
 if TYPE_CHECKING:
     from memalign.embedders import Vectors
@@ -64,7 +65,7 @@ class Graph:
         free = int(np.count_nonzero(mask))
         if free <= min(_FEW, self.size // 2):
             slots = np.flatnonzero(mask)
-            return ranked(slots, self.vectors(slots) @ query, wanted)
+            return ranked(slots, along(self.vectors(slots), query), wanted)
         ask = wanted * self.size // free + 16
         while True:
             found = self._index.search(query.astype(np.float16), min(ask, self.size), threads=1)

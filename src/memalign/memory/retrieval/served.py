@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from memalign.memory.retrieval.exact import Exact, ranked
 from memalign.memory.retrieval.ids import Ids, packed
+from memalign.memory.retrieval.products import along
 
 if TYPE_CHECKING:
     from memalign.embedders import Vectors
@@ -42,5 +43,5 @@ class Served:
             slots = slots[slots >= 0]
             slots = slots[usable[slots]]
             if len(slots) >= wanted:
-                return ranked(slots, self._exact.vectors(slots) @ query, wanted)
+                return ranked(slots, along(self._exact.vectors(slots), query), wanted)
         return self._exact.nearest(query, wanted, usable)
