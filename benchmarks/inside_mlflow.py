@@ -98,6 +98,12 @@ def measure(*, quick: bool = False, peer_python: str = sys.executable, sizes: Se
     for size in sizes:
         kept[str(size)] = {"machine": facts(), **_sized(size, 1 if quick or size != SIZES[0] else 2, peer_python)}
         RESULTS.write_text(json.dumps({key: kept[key] for key in sorted(kept, key=int)}, indent=1) + "\n")
+    return told()
+
+
+def told() -> list[Row]:
+    """What was measured last of each size."""
+    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     return _rows({(side, int(size)): runs[side] for size, runs in kept.items() for side in SIDES})
 
 

@@ -8,6 +8,7 @@ evicted here, so shares are upper bounds for both sides. The schema of the reply
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -109,9 +110,7 @@ def mlflow(folder: Path, size: int) -> Iterator[tuple[Case, Any]]:
 
 def work(side: str, address: str, size: int) -> list[dict[str, Any]]:
     """One side, in this process: tokens a judgement, those served, dollars a thousand judgements."""
-    import tiktoken
-
-    encoding = tiktoken.get_encoding("cl100k_base")
+    encoding = _encoding()
     made = []
     with tempfile.TemporaryDirectory() as folder:
         for case, judge in {"ours": ours, "mlflow": mlflow}[side](Path(folder), size):
@@ -124,6 +123,17 @@ def work(side: str, address: str, size: int) -> list[dict[str, Any]]:
             print(f"{side} {made[-1]}", file=sys.stderr, flush=True)
         os.chdir(ROOT)
     return made
+
+
+def _encoding() -> Any:
+    """``cl100k_base``, from the copy that LiteLLM brings: the encoding of gpt-4.1 is in no package, and nothing is fetched."""
+    spec = importlib.util.find_spec("litellm")
+    assert spec is not None
+    assert spec.origin is not None, "litellm is installed beside mlflow and dspy"
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(Path(spec.origin).parent / "litellm_core_utils" / "tokenizers")
+    import tiktoken
+
+    return tiktoken.get_encoding("cl100k_base")
 
 
 def _account(encoding: Any, asked: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -144,7 +154,7 @@ def _account(encoding: Any, asked: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure(*, peer_python: str = sys.executable, sizes: Sequence[int] = SIZES) -> list[Row]:
-    """``peer_python``: an interpreter with mlflow, dspy and tiktoken. The sides take turns."""
+    """``peer_python``: an interpreter with mlflow, dspy, litellm and tiktoken. The sides take turns."""
     found: dict[Any, dict[str, dict[str, Any]]] = {}
     for size in sizes:
         for side in SIDES:
@@ -172,8 +182,11 @@ def _row(found: dict[str, dict[str, Any]]) -> Row:
 def _fresh(python: str, address: str, side: str, size: int) -> dict[str, Any]:
     options = ["-m", "benchmarks.prompts", "--side", side, "--address", address, "--sizes", str(size)]
     with tempfile.TemporaryDirectory() as folder:
-        environment = beside_mlflow(address, Path(folder))
-        return fresh(options, python=python, timeout_seconds=1200.0, **environment | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"})
+        environment = beside_mlflow(address, Path(folder)) | {
+            "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
+            "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false",  # else the last of many traces are not there yet when they are asked for
+        }
+        return fresh(options, python=python, timeout_seconds=1200.0, **environment)
 
 
 def in_process(count: int = 4, guidelines: int = 20, cases: int = 2) -> dict[str, Any]:
@@ -220,7 +233,7 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--address", default="")
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="records in memory")
-    parser.add_argument("--peer-python", default=sys.executable, help="an interpreter with mlflow, dspy and tiktoken")
+    parser.add_argument("--peer-python", default=sys.executable, help="an interpreter with mlflow, dspy, litellm and tiktoken")
     parser.add_argument("--in-process", action="store_true", help="the local model's seconds instead")
     options = parser.parse_args()
     if options.side:
