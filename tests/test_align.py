@@ -695,7 +695,6 @@ def test_batches_that_mean_the_same_are_merged_by_the_relate_call(make_judge: Ma
         "nonsense",
         {"duplicates": 5, "narrower": [], "conflicts": []},
         {"duplicates": [3], "narrower": [[1]], "conflicts": ["x", {"pair": 3}]},
-        {"duplicates": [], "narrower": [["a", "b"], [1, 1]], "conflicts": [{"pair": [1, None]}]},
         {},
         ModelUnavailable("down"),
         ZeroDivisionError("a bug of the model's author"),
@@ -706,6 +705,24 @@ def test_a_relate_call_that_fails_leaves_guidelines_apart(make_judge: MakeJudge,
     judge = make_judge(Waiting(2, lambda request: reply if request.purpose == "relate" else expert(request)))
     report = judge.align([record(number, f"reason {number}") for number in range(16)])
     assert (len(report.added), report.failed_batches, report.unconsumed) == (16, (), 0)
+    assert len(report.unrelated) == 1
+    assert any("were not compared" in line for line in report.lines())
+    assert "Not compared with the other guidelines" in report.to_html()
+
+
+def test_relations_of_guidelines_that_do_not_exist_are_none(make_judge: MakeJudge) -> None:
+    reply = {"duplicates": [], "narrower": [["a", "b"], [1, 1]], "conflicts": [{"pair": [1, None]}]}
+    judge = make_judge(Waiting(2, lambda request: reply if request.purpose == "relate" else expert(request)))
+    report = judge.align([record(number, f"reason {number}") for number in range(16)])
+    assert (len(report.added), report.unrelated) == (16, ())
+
+
+def test_an_unreadable_relate_call_is_asked_again_with_more_room(make_judge: MakeJudge) -> None:
+    replies = iter(["cut short", {"duplicates": "no list"}, related(duplicates=[[1, 5]])])
+    model = Waiting(2, lambda request: next(replies) if request.purpose == "relate" else expert(request))
+    report = make_judge(model).align([record(number, f"reason {number}") for number in range(8)])
+    assert [request.max_tokens for request in model.requests if request.purpose == "relate"] == [1200, 2400, 4800]
+    assert (len(report.added), report.unrelated) == (7, ())
 
 
 def test_in_process_each_reason_becomes_a_rule_and_alike_rules_are_one(make_judge: MakeJudge) -> None:

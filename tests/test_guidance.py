@@ -63,6 +63,26 @@ def test_an_added_guideline_is_read_by_the_judge(judge: Judge) -> None:
     assert "g3" in judge(outputs="x").guideline_ids
 
 
+@pytest.mark.both_stores
+def test_what_an_expert_retired_is_not_learned_again(make_judge: MakeJudge, db: str) -> None:
+    judge = make_judge(memory=db)
+    judge.align([record(1, "never be rude")])
+    judge.memory.retire("g1")
+    report = judge.align([record(2, "never be rude")])
+    assert (judge.memory.guidelines(), report.added, report.unconsumed) == ([], (), 0)
+    assert "an expert retired g1, which says the same" in report.rejected[0].reason
+    judge.unalign([record(1).id, record(2).id])
+    judge.memory.pin("g1")
+    assert [guideline.id for guideline in judge.memory.guidelines()] == ["g1"]
+
+
+def test_what_lost_its_evidence_is_learned_again(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(1, "never be rude")])
+    judge.unalign([record(1).id])
+    assert len(judge.align([record(2, "never be rude")]).added) == 1
+
+
 def test_a_retired_guideline_is_not_read_and_can_come_back(judge: Judge) -> None:
     judge.memory.retire("g1")
     assert "g1" not in judge(outputs="x").guideline_ids

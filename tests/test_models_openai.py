@@ -213,6 +213,13 @@ def test_structured_output_by_schema(endpoint: ScriptedEndpoint) -> None:
     assert asked == {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": SCHEMA}}
 
 
+def test_a_fence_around_what_was_asked_for_is_taken_off(endpoint: ScriptedEndpoint) -> None:
+    endpoint.chat = lambda body: '```json\n{"verdict": true}\n```'
+    assert ask(endpoint, ASK_JSON).text == '{"verdict": true}'
+    assert ask(endpoint).text.startswith("```"), "where no JSON was asked for, a fence is part of the text"
+    assert len(endpoint.requests) == 2
+
+
 def test_structured_output_by_tool_is_found_once_and_remembered(endpoint: ScriptedEndpoint) -> None:
     endpoint.then(400, fault("Unknown parameter: 'response_format'"))
     endpoint.chat = lambda body: tool_call('{"verdict": false}')

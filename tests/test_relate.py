@@ -195,6 +195,14 @@ def test_a_relation_between_proposals_of_two_batches(make_judge: MakeJudge) -> N
     assert report.unconsumed == 0
 
 
+def test_a_conflict_is_settled_though_the_same_pair_of_batches_is_also_narrowed(make_judge: MakeJudge) -> None:
+    judge = make_judge(ScriptedChatModel(relating(conflicts=[(1, 3)], narrower=[[3, 2]])))
+    judge.align([record(1, "a date is named", created_at=NOON), record(5, "promise with care", created_at=NOON)])
+    judge.align([later(annotator="ben")])
+    assert heed("no date is named") not in " ".join(texts(judge))
+    assert len(judge.memory.questions()) == 1
+
+
 # The order itself
 
 

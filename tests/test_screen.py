@@ -370,6 +370,24 @@ def test_a_guideline_that_no_cited_reason_supports_is_rejected(make_judge: MakeJ
     assert report.rejected[0].reason.startswith("says nothing of what the cited reasons say")
 
 
+def test_a_new_wording_that_no_cited_reason_supports_leaves_the_old_one(make_judge: MakeJudge) -> None:
+    refine = {
+        "op": "refine",
+        "guideline": "g1",
+        "when": "a football match is on",
+        "decide": "forbid jokes about football",
+        "because": "",
+        "cases": [1],
+    }
+    model = ScriptedChatModel([{"operations": [add(1, decide="require a delivery date")]}, {"operations": [refine]}])
+    judge = make_judge(model)
+    judge.align([record(1, "The delivery date is missing, customers plan with it.")])
+    report = judge.align([record(2, "The courier left the parcel in the rain.")])
+    assert [guideline.text for guideline in judge.memory.guidelines()] == ["When a reply is judged, require a delivery date."]
+    assert report.rejected[0].text == "When a football match is on, forbid jokes about football."
+    assert report.rejected[0].reason.startswith("says nothing of what the cited reasons say")
+
+
 def test_texts_in_two_scripts_are_not_compared() -> None:
     assert [script(text) for text in ("Hello", "Привет", "مرحبا", "你好", "123")] == [1, 2, 3, 5, 0]
 

@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from memalign.alignment.budget import Limits, over_budget
 from memalign.alignment.distil import Distillation
+from memalign.alignment.operations import Rejected
 from memalign.alignment.plan import HELD, Plan, Proposal, after, revised_by, same_text
 from memalign.alignment.report import AlignReport
 from memalign.memory import Memory, drafts, episodic, questions, replays, revisions, semantic, trials, vectors
@@ -29,6 +30,7 @@ class _Outcome:
     quarantined: list[str] = field(default_factory=list)
     archived: list[str] = field(default_factory=list)
     retired: list[str] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
     stranded: set[int] = field(default_factory=set)
     """Evidence for guidelines that another process took away meanwhile: it has to be distilled again."""
 
@@ -78,6 +80,7 @@ def commit(
 def _apply(connection: Connection, judge_id: int, revision: int, proposals: Sequence[Proposal], ids: Mapping[int, str], outcome: _Outcome) -> None:
     """Carry out the proposals whose evidence still holds. ``ids``: row -> feedback id of the records that may be learned from."""
     held = {g.id: g for g in semantic.at(connection, judge_id, revision) if g.state in HELD}
+    retired = semantic.turned_down(connection, judge_id)
     present = episodic.existing(connection, sorted(set[int]().union(*(proposal.taint for proposal in proposals))))
     stored: dict[Proposal, str] = {}
     alive = [proposal for proposal in proposals if (proposal.evidence | proposal.against) & set(ids)]
@@ -86,6 +89,9 @@ def _apply(connection: Connection, judge_id: int, revision: int, proposals: Sequ
         known = proposal.guideline_id or same_text(proposal.text, list(held.values()))
         if known is not None and known not in held:
             outcome.stranded |= set(cited)
+            continue
+        if known is None and (turned_down := same_text(proposal.text, retired)):
+            outcome.rejected.append(Rejected(proposal.text, f"an expert retired {turned_down}, which says the same; pin that one to bring it back"))
             continue
         old = held.get(known) if known is not None else None
         new = after(old, proposal, ids, known or "", rivals=alive)
@@ -168,9 +174,10 @@ def _report(
         quarantined=named(outcome.quarantined),
         archived=named(outcome.archived),
         retired=named(outcome.retired),
-        rejected=tuple(distilled.rejected),
+        rejected=(*distilled.rejected, *outcome.rejected),
         contested=tuple(episodic.contested(connection, judge_id, revision)),
         failed_batches=tuple(batch for batch, _ in distilled.failed),
+        unrelated=tuple(distilled.unrelated),
         unconsumed=len(episodic.waiting(connection, judge_id)),
         usage=meter.usage,
         cost_usd=meter.cost_usd,

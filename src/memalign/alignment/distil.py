@@ -38,6 +38,8 @@ class Distillation:
     """Failed batches with the rows of their records."""
     consumed: set[int] = field(default_factory=set)
     """Rows of the records whose batch succeeded."""
+    unrelated: list[str] = field(default_factory=list)
+    """Why new guidelines were not compared with those there are, for each call that failed."""
     vectors: dict[str, Vectors] = field(default_factory=dict)
     """Content hash -> vector of the guidelines that were compared."""
 
@@ -132,6 +134,7 @@ class Distilling:
 
     async def _relate(self, first: int) -> None:
         """Compare the proposals from one place on with what is there: reject what nothing supports, join, narrow, settle."""
+        await self._check_wordings()
         fresh = [proposal for proposal in self.result.proposals[first:] if proposal.text and proposal.guideline_id is None]
         if not fresh:
             return
@@ -146,6 +149,13 @@ class Distilling:
         if len(readable) < len(self.plan.guidelines):
             await self._compare_unread([p for p in fresh if p in self.result.proposals and p.guideline_id is None and p.state is None])
 
+    async def _check_wordings(self) -> None:
+        """Leave guidelines as they are worded where nothing supports the new wording; its records count as evidence for the old one."""
+        reworded = [proposal for proposal in self.result.proposals if proposal.text and proposal.guideline_id is not None]
+        for proposal, reason in await unsupported(self.session, self.meter, reworded, self.plan.records):
+            self.result.rejected.append(Rejected(proposal.text, reason))
+            proposal.text = proposal.scope = ""
+
     @property
     def _readable(self) -> list[Guideline]:
         return [guideline for guideline in self.plan.guidelines if guideline.id not in self.plan.withheld]
@@ -159,7 +169,12 @@ class Distilling:
         if self.pace.gist:
             await self._act(held, alike(held, self.result.vectors))
         elif pairs := nominated(held, self.result.vectors):
-            await self._act(held, await named(self.session, self.meter, held, pairs))
+            try:
+                relations = await named(self.session, self.meter, held, pairs)
+            except Exception as error:  # guidelines that stay apart say a thing twice; those joined wrongly would be lost
+                self.result.unrelated.append(str(error) if isinstance(error, MemalignError) else f"{type(error).__name__}: {error}")
+            else:
+                await self._act(held, relations)
 
     async def _compare_unread(self, fresh: Sequence[Proposal]) -> None:
         """Relate proposals to the guidelines that are withheld from models: without one that reads both, only what is all but the same is joined."""

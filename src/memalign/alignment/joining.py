@@ -43,12 +43,14 @@ class Joining:
         """Proposals that became part of others."""
 
     def act(self, relations: Relations) -> None:
-        """Duplicates join the oldest, narrower ones its wording, and conflicts are settled."""
+        """Duplicates join the oldest, narrower ones its wording unless they are in a conflict, and conflicts are settled."""
         for group in relations.duplicates:
             for place in group[1:]:
                 self._join(group[0], place)
+        torn = {self._now(place) for found in relations.conflicts for place in found[:2]}
         for special, general in relations.narrower:
-            self._narrow(special, general)
+            if not {self._now(special), self._now(general)} & torn:
+                self._narrow(special, general)
         for first, second, when, then in relations.conflicts:
             self._settle(first, second, when, then)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from memalign.alignment.plan import Proposal
+from memalign.errors import UnreadableReply
 from memalign.models import ChatRequest, Message
 from memalign.prompts import render
 from memalign.records import Guideline, content_hash
@@ -24,9 +25,12 @@ SHARED = 0.5
 ALIKE = 0.75
 """Cosine similarity from which two rules count as one where no model is asked."""
 SAME = 0.95
-"""The same where a model could tell but must not read one of them: those that stay apart can be joined later, those joined wrongly would be lost."""
+"""The same where a model could tell but must not read one of them: two that stay apart say a thing twice, those joined wrongly would be lost."""
 MOST_LISTED = 120
 """Guidelines in one call; of more, the likest pairs count."""
+_ATTEMPTS = 3
+_MAX_TOKENS = 1200
+"""Of the first reply; each further one has twice the room."""
 _FORBIDS = re.compile(r"\b(?:never|not|no|don't|avoid|without|reject|ignore|leave out)\b", re.IGNORECASE)
 _WORD = re.compile(r"\w{3,}")
 _STEM = 5
@@ -114,20 +118,24 @@ def forbids(text: str) -> bool:
 
 
 async def named(session: Session, meter: Meter, held: Sequence[Held], pairs: Collection[tuple[int, int]]) -> Relations:
-    """What a model says of nominated pairs; one call.
+    """What a model says of nominated pairs; one call, and up to two more with more room when its reply cannot be read.
 
-    A failed or unreadable call names nothing: guidelines that stay apart can be joined later, those joined wrongly would be lost.
+    Raises what the model raises, also one that breaks its contract.
     """
     groups = _connected(pairs)
     listed = [place for group in groups for place in group]
     numbers = {place: number for number, place in enumerate(listed, start=1)}
     shown = [[(numbers[place], held[place].text) for place in group] for group in groups]
-    request = ChatRequest(messages=(Message("user", render("relate", groups=shown)),), schema=_SCHEMA, max_tokens=1200, purpose="relate")
-    try:
+    messages = (Message("user", render("relate", groups=shown)),)
+    for attempt in range(_ATTEMPTS):
+        room, warmth = _MAX_TOKENS * 2**attempt, 0.3 * attempt
+        request = ChatRequest(messages=messages, schema=_SCHEMA, max_tokens=room, temperature=warmth, purpose="relate")
         reply = await session.ask(meter, session.reflection_model, request)
-        return read(json.loads(reply.text), listed, {frozenset(pair) for pair in pairs})
-    except Exception:  # also of a model that breaks its contract, or says something else than what was asked for
-        return Relations()
+        try:
+            return read(json.loads(reply.text), listed, {frozenset(pair) for pair in pairs})
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue
+    raise UnreadableReply(f"no reply of {_ATTEMPTS} says which of {len(listed)} guidelines say the same")
 
 
 def read(reply: Any, listed: Sequence[int], pairs: Collection[frozenset[int]]) -> Relations:

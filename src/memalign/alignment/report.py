@@ -52,6 +52,8 @@ class AlignReport:
     contested: tuple[str, ...] = ()
     """Item ids on which experts' verdicts differ."""
     failed_batches: tuple[FailedBatch, ...] = ()
+    unrelated: tuple[str, ...] = ()
+    """Why new guidelines were not compared with those there are, for each call that failed: some may say the same, or contradict each other."""
     unconsumed: int = 0
     """Records that still wait for distillation."""
     verification: Verification = Verification()
@@ -85,6 +87,7 @@ class AlignReport:
         lines = [f"{self.purged} record(s) left out: they were purged from this memory before"] if self.purged else []
         lines += [f"{self.expired} record(s) purged: beyond the retention limits"] if self.expired else []
         lines += [f"experts disagree on {len(self.contested)} item(s)"] if self.contested else []
+        lines += [f"  ! new guidelines were not compared with the others ({why}); look for what they repeat or contradict" for why in self.unrelated]
         for batch in self.failed_batches:
             again = "run align again" if batch.retryable else "mend the cause, then run align again"
             lines.append(f"  ! {len(batch.feedback_ids)} record(s) not distilled: {batch.error} - nothing is lost; {again}")

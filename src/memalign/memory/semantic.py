@@ -91,6 +91,15 @@ def without(connection: Connection, judge_id: int, revision: int, rows: Sequence
     return retired, again
 
 
+def turned_down(connection: Connection, judge_id: int) -> list[Guideline]:
+    """The guidelines that an expert retired; those that lost their evidence are not among them."""
+    made = schema.revision
+    chosen = select(_TABLE.c.id, _TABLE.c.version, _TABLE.c.text).join(made, (made.c.judge_id == judge_id) & (made.c.number == _TABLE.c.since))
+    condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.until.is_(None) & (_TABLE.c.state == "retired") & (made.c.verb == "retire")
+    found = connection.execute(chosen.where(condition))
+    return [Guideline(id=row.id, version=row.version, text=row.text, state="retired") for row in found]
+
+
 def resting_on(connection: Connection, judge_id: int, revision: int, rows: Sequence[int]) -> list[Guideline]:
     """The guidelines of now that cite some feedback."""
     cited = {old.id for old in _resting_on(connection, judge_id, set(rows))}

@@ -172,7 +172,7 @@ def _reply(answer: Mapping[str, Any], request: ChatRequest, dialect: _Dialect, s
     if not text:
         cut = f": max_tokens={request.max_tokens} was used up before any text" if finish == "length" else ""
         raise UnreadableReply(f"the model's reply is empty{cut}", usage=usage)
-    if request.schema is not None and dialect.structured == "prompt" and (fenced := FENCED.fullmatch(text)):
+    if request.schema is not None and (fenced := FENCED.fullmatch(text)):
         text = fenced[1]
     return ChatReply(
         text=text,
