@@ -149,7 +149,11 @@ def test_changes_after_the_file_was_made_are_seen(judges: Any, db: str, kind: st
     assert same(shown(renewed, numbers), shown(truth, numbers))
 
 
-@pytest.mark.parametrize("fault", ["truncated", "one byte", "header", "empty", "text", "of another judge", "of another file"])
+FAULTS = ["truncated", "one byte", "header", "not an object", "empty", "text", "of another judge", "of another file"]
+KEYS = ["revision", "fingerprint", "size", "rest", "parts"]
+
+
+@pytest.mark.parametrize("fault", FAULTS + [f"one bit of {key}" for key in KEYS])
 def test_a_file_that_is_not_whole_or_not_ours_is_not_used(judges: Any, db: str, tmp_path: Path, kind: str, fault: str) -> None:
     judge = judges(db)
     expected = shown(judge)
@@ -162,6 +166,11 @@ def test_a_file_that_is_not_whole_or_not_ours_is_not_used(judges: Any, db: str, 
         data[-len(data) // 3] ^= 1
     elif fault == "header":
         data[60:90] = b"\xff" * 30
+    elif fault == "not an object":
+        length = int.from_bytes(data[49:57], "little")
+        data[57 : 57 + length] = b"[]".ljust(length)
+    elif fault.startswith("one bit"):
+        data[data.index(f'"{fault.split()[-1]}": '.encode()) + 1] ^= 1
     elif fault == "empty":
         data = bytearray()
     elif fault == "text":
@@ -181,6 +190,23 @@ def test_a_file_that_is_not_whole_or_not_ours_is_not_used(judges: Any, db: str, 
     assert same(shown(fresh), expected)
     assert fresh.memory.keep_index() is True
     assert loaded_from_file(judges(db))
+
+
+HEADER = {"revision": 1, "fingerprint": "f0", "size": 0, "words": False, "rest": {"texts": ["true"], "first": 0}}
+
+
+def test_no_bit_of_a_header_can_be_another(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    cachefile.write(path, HEADER, {"ids": np.arange(3)})
+    whole = path.read_bytes()
+    found = cachefile.header(path)
+    assert found is not None
+    for place in range(found["start"] * 8):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        path.write_bytes(data)
+        found = cachefile.header(path)
+        assert found is None or (found.keys() >= HEADER.keys() and cachefile.read(path, found) is None)
 
 
 def test_a_file_from_before_a_purge_or_of_a_restored_copy_is_stale(judges: Any, db: str, tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ _MAGIC = b"memalign index 1\n"
 _DIGEST_BYTES = 32
 _ALIGNMENT = 64
 _CHUNK = 1 << 22
+_FIELDS = {"revision": int, "fingerprint": str, "size": int, "words": bool, "rest": dict, "parts": dict}
+_MOST_REVISIONS = 1 << 62
+"""More than a database can be asked for."""
 
 
 def path_for(location: str | None, judge_id: int, embedder: str) -> Path | None:
@@ -84,15 +87,14 @@ def write(path: Path, header: Mapping[str, Any], parts: Mapping[str, npt.NDArray
 
 
 def header(path: Path) -> dict[str, Any] | None:
-    """What a file says of itself, unchecked; None when it cannot be read as an index."""
+    """What a file says of itself, before its digest is compared; None when it cannot be read as an index."""
     try:
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 return None
             file.seek(_DIGEST_BYTES, os.SEEK_CUR)
-            found: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            return found | {"start": file.tell()}
-    except (OSError, ValueError, OverflowError, MemoryError):
+            return _parsed(file.read(int.from_bytes(file.read(8), "little")))
+    except (OSError, ValueError, OverflowError, MemoryError, RecursionError):
         return None
 
 
@@ -114,6 +116,14 @@ def read(path: Path, found: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]] | 
         start = found["start"] + at
         parts[name] = data[start : start + dtype.itemsize * int(np.prod(shape))].view(dtype).reshape(shape)
     return parts
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """A header, with where the parts begin; None when it lacks what is looked at before the digest is compared. Raises ValueError."""
+    found = json.loads(text)
+    if not isinstance(found, dict) or any(type(found.get(name)) is not kind for name, kind in _FIELDS.items()):
+        return None
+    return found | {"start": len(_MAGIC) + _DIGEST_BYTES + 8 + len(text)} if abs(found["revision"]) <= _MOST_REVISIONS else None
 
 
 def _pieces(text: bytes, parts: Mapping[str, npt.NDArray[Any]]) -> Iterator[bytes | memoryview]:
