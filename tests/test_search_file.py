@@ -209,6 +209,39 @@ def test_no_bit_of_a_header_can_be_another(tmp_path: Path) -> None:
         assert found is None or (found.keys() >= HEADER.keys() and cachefile.read(path, found) is None)
 
 
+def test_a_file_that_takes_the_place_of_another_is_not_read_by_the_header_of_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    cachefile.write(path, HEADER, {"ids": np.arange(3), "live": np.ones(3, np.bool_)})
+    before = cachefile.header(path)
+    cachefile.write(path, HEADER | {"revision": 2}, {"ids": np.arange(300), "live": np.ones(300, np.bool_)})
+    assert before is not None
+    assert cachefile.read(path, before) is None
+    after = cachefile.header(path)
+    assert after is not None
+    parts = cachefile.read(path, after)
+    assert parts is not None
+    assert parts["ids"].tolist() == list(range(300))
+
+
+def test_a_judge_that_meets_a_new_file_between_header_and_parts_reads_the_database(judges: Any, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = judges(db)
+    writer.memory.keep_index()
+    read = cachefile.read
+
+    def replaced(path: Path, found: Any) -> Any:
+        if writer.memory.view().revision == 1:
+            writer.align(feedback(2000, 2100))
+            assert writer.memory.keep_index() is True
+        return read(path, found)
+
+    fresh = judges(db)
+    monkeypatch.setattr(cachefile, "read", replaced)
+    fresh.memory.view()
+    monkeypatch.undo()
+    assert fresh.memory._search._in_file == 0
+    assert shown(fresh, range(3000, 3020)) == shown(writer, range(3000, 3020))
+
+
 def test_a_file_from_before_a_purge_or_of_a_restored_copy_is_stale(judges: Any, db: str, tmp_path: Path) -> None:
     import sqlite3
 

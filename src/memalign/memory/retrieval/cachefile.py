@@ -99,7 +99,10 @@ def header(path: Path) -> dict[str, Any] | None:
 
 
 def read(path: Path, found: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]] | None:
-    """The parts of a file whose header was read, in place and not to be written to; None when a byte of it is not as it was written."""
+    """The parts of a file whose header was read, in place and not to be written to.
+
+    None when a byte of it is not as it was written, or when another file has taken its name since the header was read.
+    """
     try:
         data = np.memmap(path, dtype=np.uint8, mode="r")
     except (OSError, ValueError):
@@ -109,6 +112,9 @@ def read(path: Path, found: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]] | 
     for at in range(first, len(data), _CHUNK):
         digest.update(data[at : at + _CHUNK].data)
     if digest.digest() != data[len(_MAGIC) : first].tobytes():
+        return None
+    length = int.from_bytes(data[first : first + 8].tobytes(), "little")
+    if _parsed(data[first + 8 : first + 8 + length].tobytes()) != found:
         return None
     parts = {}
     for name, (kind, shape, at) in found["parts"].items():
