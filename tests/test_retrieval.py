@@ -17,6 +17,7 @@ from conftest import MakeJudge, expert, record, says
 from memalign import ConfigurationError, EmbeddingError, Failure, Feedback, Item, Judge, Retrieval, Verdict
 from memalign.embedders.scripted import HashEmbedder
 from memalign.errors import ItemTooLong
+from memalign.judging import decide
 from memalign.memory.retrieval import Fact, ItemIndex
 from memalign.memory.retrieval.candidates import Candidate
 from memalign.memory.retrieval.collapse import collapsed
@@ -27,6 +28,7 @@ from memalign.memory.retrieval.ids import Ids, packed
 from memalign.memory.retrieval.lexical import Lexical
 from memalign.memory.retrieval.products import along, among
 from memalign.memory.retrieval.tokens import words
+from memalign.memory.revisions import Decision
 from memalign.models import ChatRequest
 from memalign.models.scripted import ScriptedChatModel
 
@@ -79,15 +81,22 @@ def test_nearest_gives_the_best_first_above_the_floor() -> None:
     assert index.nearest(X, 0) == index.nearest(X, -1) == ItemIndex().nearest(X, 3) == []
 
 
+def said(index: ItemIndex, name: object) -> list[str]:
+    """The verdicts on an item, oldest first."""
+    slot = index.ids.slot(digest(name))
+    assert slot is not None
+    return [index.facts.texts[index.facts["label"][place]] for place in reversed([*index.facts.of(slot)])]
+
+
 def test_an_item_of_two_experts_stands_once_and_goes_with_its_last_record() -> None:
     index = ItemIndex()
     enter(index, {"x": AXES["x"]}, value="true")
     enter(index, {"x": AXES["y"], "y": AXES["y"]}, value="false")
     assert len(index) == 2
-    assert [value for _, value in index.said(digest("x"))] == ["true", "false"]
+    assert said(index, "x") == ["true", "false"]
     assert index.vector(digest("x")) == pytest.approx(X)
     index.remove_records([0])
-    assert [value for _, value in index.said(digest("x"))] == ["false"]
+    assert said(index, "x") == ["false"]
     index.remove_records([1, 99])
     assert digest("x") not in index
     assert names(index.nearest(X, 5, retrieval=ALL), AXES) == ["y"]
@@ -163,6 +172,7 @@ def test_products_in_pieces_are_products() -> None:
 SEARCHES = """
 import time
 import numpy as np
+from memalign.judging import decide
 from memalign.memory.retrieval import Fact, ItemIndex
 from memalign.memory.vote import cast
 
@@ -365,6 +375,27 @@ def test_a_judge_of_some_experts_shows_their_cases_alone(make_judge: MakeJudge, 
     own = make_judge(memory=db, retrieval={"annotators": ["bob"]})
     verdict = own(inputs=feedback[0].inputs, outputs=feedback[0].outputs)
     assert list(verdict.episode_ids) == ["f2"], "an item's own case by another expert passes no filter"
+
+
+def test_filters_hold_for_exemplars_and_for_the_vote(make_judge: MakeJudge, db: str) -> None:
+    feedback = [reply(n, f"a plain reply number {n}", value=n % 2 == 0, annotator="ann" if n < 8 else "bob", source=f"s{n % 3}") for n in range(16)]
+    make_judge(memory=db).align([*feedback, reply(99, "a plain reply number 1", inputs=feedback[1].inputs, annotator="bob")])
+    chosen = make_judge(memory=db, exemplars=4, k=0, retrieval=Retrieval(annotators=("ann",), sources=("s1", "s2")))
+    wanted = {f"f{n}" for n in range(8) if n % 3}
+    verdict = chosen(outputs="a plain reply number 17")
+    assert len(verdict.episode_ids) == 4
+    assert set(verdict.episode_ids) <= wanted
+    ballot = chosen.memory.ballot(chosen.memory.view())
+    assert ballot is not None
+    assert set(ballot.place) == {f.item.id for f in feedback if f.id in wanted}
+    assert ballot.points[ballot.place[feedback[1].item.id]].tolist() == [-0.5, 0.5], "what another expert said of the item does not count"
+    decide(chosen.memory, Decision(vote_weight=5.0), actor="ann", judged=16)
+    fitted = chosen(outputs="a plain reply number 17")
+    assert fitted.voter_ids
+    assert set(fitted.voter_ids) <= wanted
+    nobody = make_judge(memory=db, exemplars=4, retrieval=Retrieval(annotators=("eve",)))
+    assert nobody(outputs="a plain reply number 17").episode_ids == ()
+    assert nobody.memory.ballot(nobody.memory.view()) is None
 
 
 def test_words_find_a_case_that_the_vectors_rank_last() -> None:

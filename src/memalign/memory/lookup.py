@@ -20,7 +20,7 @@ from memalign.memory.scrubbing import scrub
 from memalign.memory.search import Search
 from memalign.memory.view import Cases, View
 from memalign.memory.vote import Ballot
-from memalign.records import Episode, Item, Verdict
+from memalign.records import Episode, Feedback, Item, Verdict
 from memalign.rendering import search_text
 from memalign.retrieval import Retrieval
 from memalign.scale import Scale
@@ -141,8 +141,6 @@ class Lookup:
         if not ranked:
             return Cases(episodes=(), similarity=())
         told = self._told(view, list(ranked))
-        if self._retrieval.filters:
-            told = {key: tuple(episode for episode in episodes if self._retrieval.admits(episode.feedback)) for key, episodes in told.items()}
         return Cases(
             episodes=tuple(episode for item_id in ranked for episode in told[item_id]),
             similarity=tuple(score for item_id, score in ranked.items() for _ in told[item_id]),
@@ -266,7 +264,7 @@ class Lookup:
         return self._view
 
     def _told(self, view: View, item_ids: Sequence[str]) -> dict[str, tuple[Episode, ...]]:
-        """Item id -> what experts said of it in the view's revision; what was read for it before is not read again."""
+        """Item id -> what passes the filters of what experts said of it in the view's revision; what was read before is not read again."""
         with self._lock:
             if self._remembered[0] != view.revision:
                 self._remembered = (view.revision, OrderedDict())
@@ -277,7 +275,8 @@ class Lookup:
             judge_id = self.judge_id
             found: dict[str, list[Episode]] = {item_id: [] for item_id in unread}
             for stored in episodic.of_few_items(self._store, judge_id, view.revision, unread):
-                found[stored.item_id].append(episodic.episode(stored))
+                if self._retrieval.admits(stored.feedback):
+                    found[stored.item_id].append(episodic.episode(stored))
             told |= {item_id: tuple(episodes) for item_id, episodes in found.items()}
         with self._lock:
             for item_id in item_ids:
@@ -290,7 +289,7 @@ class Lookup:
     def _chosen(self, connection: Connection, revision: int) -> tuple[Episode, ...]:
         if self._exemplars <= 0:
             return ()
-        held = episodic.of_items(connection, self.judge_id, revision, self._search.newest(_MOST_CANDIDATES))
+        held = self._admitted(connection, revision, self._search.newest(_MOST_CANDIDATES))
         candidates = [
             Candidate(
                 item_id=stored.item_id,
@@ -308,18 +307,19 @@ class Lookup:
         """The cases of a view, ready to vote; None when there are none, or none that can."""
         with self._lock:
             if self._ballots is None or self._ballots[0] != view.revision:
-                said = {item_id: self._search.said(item_id) for item_id in self._search.newest(vote.MOST_CASES)}
-                texts = self._texts(view, list(said))
-                weighed = {item_id: [(self.weight(annotator), value) for annotator, value in said[item_id]] for item_id in said if item_id in texts}
+                said = dict[str, list[Feedback]]()
+                with self._store.reading() as connection:
+                    for stored in self._admitted(connection, view.revision, self._search.newest(vote.MOST_CASES)):
+                        said.setdefault(stored.item_id, []).append(stored.feedback)
+                weighed = {item_id: [(self.weight(one.annotator), one.value) for one in records] for item_id, records in said.items()}
+                texts = {item_id: search_text(records[0].item) for item_id, records in said.items()}
                 self._ballots = (view.revision, vote.held(self.scale, weighed, self._search.vector, texts.__getitem__))
             return self._ballots[1]
 
-    def _texts(self, view: View, item_ids: Sequence[str]) -> dict[str, str]:
-        """Item id -> the text by which it is likened to others."""
-        judge_id = self.judge_id
-        with self._store.reading() as connection:
-            held = episodic.of_items(connection, judge_id, view.revision, item_ids)
-        return {stored.item_id: search_text(stored.feedback.item) for stored in held}
+    def _admitted(self, connection: Connection, revision: int, item_ids: Sequence[str]) -> list[Stored]:
+        """The records on some items that hold in a revision and pass the filters, oldest first."""
+        held = episodic.of_items(connection, self.judge_id, revision, item_ids)
+        return [stored for stored in held if self._retrieval.admits(stored.feedback)]
 
     def weight(self, annotator: str) -> float:
         """How much an annotator counts in votes and majorities."""

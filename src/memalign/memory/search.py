@@ -87,19 +87,14 @@ class Search:
         return item_id in self._index
 
     def newest(self, count: int) -> list[str]:
-        """The items that entered memory last, oldest first."""
+        """The items that entered memory last, oldest first, of those with a record that passes the filters."""
         with self._lock:
-            return self._index.newest(count)
+            return self._index.newest(count, self._retrieval)
 
     def vector(self, item_id: str) -> Vectors:
         """The vector of an item; shape (dimension,)."""
         with self._lock:
             return self._index.vector(item_id)
-
-    def said(self, item_id: str) -> list[tuple[str, Any]]:
-        """Annotator and verdict of the records on an item, oldest first."""
-        with self._lock:
-            return [(annotator, json.loads(value)) for annotator, value in self._index.said(item_id)]
 
     def nearest(self, query: Vectors, k: int, *, floor: float, exclude: str | None, item: Item | None = None) -> list[tuple[str, float]]:
         """At most k items to show for a query, best first, with their cosine similarity. Raises EmbeddingError."""

@@ -58,9 +58,10 @@ class ItemIndex:
         """Slots whose item was removed."""
         return self._dead
 
-    def newest(self, count: int) -> list[str]:
-        """The items that entered last, oldest first."""
-        return [self.ids.id(slot) for slot in np.flatnonzero(self.ids.live)[-count:].tolist()] if count > 0 else []
+    def newest(self, count: int, retrieval: Retrieval | None = None) -> list[str]:
+        """The items that entered last, oldest first, of those that pass the filters."""
+        usable = self._usable(retrieval or Retrieval(), None)
+        return [self.ids.id(slot) for slot in np.flatnonzero(usable)[-count:].tolist()] if count > 0 else []
 
     def vector(self, item_id: str) -> Vectors:
         """The vector of an item that the index holds; shape (dimension,)."""
@@ -68,12 +69,6 @@ class ItemIndex:
         assert slot is not None
         found: Vectors = self.vectors(np.array([slot]))[0]
         return found
-
-    def said(self, item_id: str) -> list[tuple[str, str]]:
-        """Annotator and verdict, as canonical JSON, of the records on an item, oldest first."""
-        slot, texts = self.ids.slot(item_id), self.facts.texts
-        places = [] if slot is None else [*self.facts.of(slot)]
-        return [(texts[self.facts["annotator"][place]], texts[self.facts["label"][place]]) for place in reversed(places)]
 
     # Growing and shrinking
 
