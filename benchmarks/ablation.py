@@ -23,7 +23,8 @@ import numpy as np
 from benchmarks.measuring import ROOT, facts
 from memalign import Failure, Feedback, Judge, Scale, Verdict, edge
 from memalign.agreement import paired
-from memalign.judging import Caution, Recall
+from memalign.judging import Caution
+from memalign.recalling import Recall
 from memalign.replaying import Replayer
 from memalign.session import Meter
 

@@ -24,7 +24,7 @@ LAYERS = (
     "scale open_scale probabilities settings rendering prompts pairwise retrieval",
     "agreement baseline panel reliability rows files models embedders stores edge",
     "memory",
-    "routing meter space succession session prices working verdicts fitting trial labelling",
+    "routing meter space succession session prices working verdicts recalling fitting trial labelling",
     "alignment judging replaying calibration suggesting engines",
     "description owning judge",
     "cli demo integrations web plots __main__",

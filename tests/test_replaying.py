@@ -12,10 +12,10 @@ from sqlalchemy import select
 from conftest import MakeJudge, expert, record, says
 from memalign import Failure, Guideline, Item, Judge, Verdict
 from memalign.errors import ModelUnavailable
-from memalign.judging import Recall
 from memalign.memory import replays
 from memalign.models import ChatReply, ChatRequest, TokenLogprobs
 from memalign.models.scripted import ScriptedChatModel
+from memalign.recalling import Recall
 from memalign.replaying import Replayer
 from memalign.session import Meter
 from memalign.stores import schema

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import MakeJudge, expert, record, says
-from memalign import ConfigurationError, EmbeddingError, Failure, Feedback, Item, Judge, Retrieval, Verdict
+from memalign import ConfigurationError, EmbeddingError, Failure, Feedback, Item, Judge, Retrieval, Verdict, edge, judging
 from memalign.embedders.scripted import HashEmbedder
 from memalign.errors import ItemTooLong
 from memalign.judging import decide
@@ -31,6 +32,7 @@ from memalign.memory.retrieval.tokens import words
 from memalign.memory.revisions import Decision
 from memalign.models import ChatRequest
 from memalign.models.scripted import ScriptedChatModel
+from memalign.recalling import Recall
 
 ALL = Retrieval(verdict_margin=0, error_margin=0, alike=2)
 """Settings that choose by similarity alone."""
@@ -172,7 +174,6 @@ def test_products_in_pieces_are_products() -> None:
 SEARCHES = """
 import time
 import numpy as np
-from memalign.judging import decide
 from memalign.memory.retrieval import Fact, ItemIndex
 from memalign.memory.vote import cast
 
@@ -526,6 +527,55 @@ def test_an_item_beyond_the_models_window_is_a_failure_and_is_never_cut(make_jud
     assert beyond.error.startswith("ItemTooLong: the window holds")
     assert not beyond.retryable
     assert any(long in text for text in seen), "the model was shown all of it"
+
+
+@pytest.mark.parametrize("votes", [None, 3])
+def test_an_item_that_fits_alone_is_judged_without_cases(make_judge: MakeJudge, votes: int | None) -> None:
+    asked: list[int] = []
+
+    def model(request: ChatRequest) -> object:
+        if request.purpose != "judge":
+            return expert(request)
+        asked.append(sum(len(message.content) for message in request.messages))
+        return ItemTooLong("the window holds 8,192 tokens") if asked[-1] > 20_000 else says("yes")
+
+    judge = make_judge(ScriptedChatModel(model), exemplars=1, k=4, votes=votes, retrieval={"alike": 2})
+    judge.align([reply(n, f"one two three four five six seven eight {n} " + "case " * 800, rationale=f"Say {n}") for n in range(4)])
+    item = Item(outputs="one two three four five six seven eight nine " + "item " * 1_200)
+    verdict = judge(outputs=item.outputs)
+    assert [size > 20_000 for size in asked] == [True] + [False] * (votes or 1)
+    assert verdict.episode_ids == ()
+    assert verdict.guideline_ids == tuple(guideline.id for guideline in judge.memory.guidelines())
+    assert verdict.trace is not None
+    assert verdict.trace.similarity == {}
+    assert {left.kind for left in verdict.trace.left_out} == {"case"}
+    assert {left.id for left in verdict.trace.left_out} == {"f0", "f1", "f2", "f3"}
+    assert "left out: case f0: the model's window does not hold it beside the item" in verdict.explain()
+    assert len(judge(outputs="one two three four five six seven eight nine").episode_ids) == 4
+    with pytest.raises(ItemTooLong):
+        judge(outputs="item " * 5_000)
+
+
+def test_guidelines_chosen_for_an_item_give_way_to_it(make_judge: MakeJudge) -> None:
+    requests: list[ChatRequest] = []
+
+    def model(request: ChatRequest) -> object:
+        if request.purpose != "judge":
+            return expert(request)
+        requests.append(request)
+        return ItemTooLong("too long") if "subject" in request.messages[-1].content.split("<item")[0] else says("yes")
+
+    judge = make_judge(ScriptedChatModel(model), k=0)
+    judge.align([record(number, f"mention subject{number}") for number in range(20)])
+    recall, task = Recall(k=0, floor=0.0), dataclasses.replace(judge.task, guideline_tokens=100)
+    verdict = edge.run(judging.judge(judge.session, task, Item(outputs="subject17 " * 9), recall, temperature=0.0))
+    assert len(requests) == 2
+    assert requests[0].messages[0] == requests[1].messages[0], "what every item is judged by stays"
+    assert verdict.trace is not None
+    reasons = {left.reason for left in verdict.trace.left_out}
+    assert len(verdict.guideline_ids) + len(verdict.trace.left_out) == 20
+    assert "the model's window does not hold it beside the item" in reasons
+    assert len(reasons) == 2
 
 
 def test_an_old_revision_is_searched_as_it_was(make_judge: MakeJudge, db: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from conftest import MakeJudge, record
 from memalign import Episode, Guideline, Item, Scale, Verdict, edge, judging
 from memalign.embedders.scripted import HashEmbedder
-from memalign.judging import Recall
+from memalign.recalling import Recall
 from memalign.routing import core, route
 from memalign.working import CHARACTERS_PER_TOKEN, Task, assemble
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from memalign.engines import in_flight
 from memalign.errors import ModelUnavailable
-from memalign.judging import PLAIN, Caution, Recall, attempt, decide
+from memalign.judging import PLAIN, Caution, attempt, decide
 from memalign.memory.episodic import Stored
 from memalign.memory.revisions import Decision
+from memalign.recalling import Recall
 from memalign.records import Failure, Usage, Verdict
 from memalign.scale import Scale
 from memalign.session import Meter, Session

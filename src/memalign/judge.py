@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from memalign.agreement import Agreement
     from memalign.alignment import Advice, AlignReport, Limits, Mode, Trying
     from memalign.calibration import Calibration
-    from memalign.judging import Caution, Part, Recall
+    from memalign.judging import Caution
     from memalign.panel import Panel
+    from memalign.recalling import Part, Recall
     from memalign.retrieval import Retrieval
     from memalign.suggesting import Suggestion
 
@@ -47,8 +48,7 @@ class Judge(Owned):
         from memalign.judging import judge
 
         item = Item(inputs=inputs, outputs=outputs, expectations=expectations)
-        caution = self._caution(abstain_below, votes)
-        return await judge(self.session, self.task, item, self._recall(), temperature=self.temperature, caution=caution)
+        return await judge(self.session, self.task, item, self._recall(), temperature=self.temperature, caution=self._caution(abstain_below, votes))
 
     def batch(
         self,
@@ -289,7 +289,7 @@ class Judge(Owned):
         return other
 
     def _recall(self, *, own: bool = True, part: Part = "both") -> Recall:
-        from memalign.judging import Recall
+        from memalign.recalling import Recall
 
         return Recall(k=self.k, floor=self.floor, own=own, part=part)
 

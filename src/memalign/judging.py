@@ -5,30 +5,21 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
-from memalign.errors import ConfigurationError, MemalignError, UnreadableReply
-from memalign.memory import Memory, View, revisions
+from memalign.errors import ConfigurationError, ItemTooLong, MemalignError, UnreadableReply
+from memalign.memory import Memory, revisions
 from memalign.memory.revisions import Decision
 from memalign.pairwise import mirrored, mirrored_case
-from memalign.records import Episode, Failure, Guideline, Item, Trace, Verdict, content_hash
-from memalign.rendering import search_text
-from memalign.routing import fits
+from memalign.recalling import Recall, Recalled, decision_for, recalled
+from memalign.records import Failure, Item, Trace, Verdict
 from memalign.session import Meter, Session
-from memalign.space import Space
 from memalign.verdicts import Answer, Reading, read, settled
-from memalign.working import CHARACTERS_PER_TOKEN, Task, WorkingMemory, assemble, request
-
-if TYPE_CHECKING:
-    from memalign.embedders import Vectors
-
-    Seen = tuple[View, Vectors | None]
-
-Part = Literal["both", "guidelines", "cases", "none"]
+from memalign.working import Task, WorkingMemory, request, spared
 
 VOTES = 5
 """Replies that are counted when abstaining is asked for and the model does not tell token probabilities."""
@@ -36,22 +27,6 @@ VOTES = 5
 _ATTEMPTS = 3
 _VOTE_TEMPERATURE = 0.7
 """Of the replies beyond the first: without it, a memory without cases would give the same reply again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recall:
-    """How memory takes part in a judgement."""
-
-    k: int
-    """How many similar items' cases are shown, beside the exemplars."""
-    floor: float
-    """The least cosine similarity of a case that is shown."""
-    own: bool = True
-    """Whether the item's own verdicts may be seen: yes in service, no in evaluation."""
-    part: Part = "both"
-    """Which memory takes part; with none, this is the unaligned judge."""
-    guidelines: tuple[Guideline, ...] | None = None
-    """These in place of the active ones, to see what a change would do before it is stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,39 +55,14 @@ class Caution:
 PLAIN = Caution()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recalled:
-    """What memory brings to a judgement."""
-
-    view: View
-    guidelines: tuple[Guideline, ...] = ()
-    exemplars: tuple[Episode, ...] = ()
-    similar: tuple[Episode, ...] = ()
-    """Similar cases, the most similar last; those of the item itself, where they may be seen, at the very end."""
-    vote: tuple[float, ...] = ()
-    """The vote of the cases, if it counts."""
-    voters: tuple[str, ...] = ()
-    """Ids of the records that carried it."""
-    similarity: Mapping[str, float] = field(default_factory=dict)
-    """Of each similar case to the item, by feedback id."""
-    relevance: Mapping[str, float] = field(default_factory=dict)
-    """Of each guideline to the item, where not all have room."""
-
-    def context(self, task: Task, item: Item) -> WorkingMemory:
-        """The messages that ask for a verdict on the item."""
-        return assemble(task, item, self.guidelines, self.exemplars, self.similar, relevance=self.relevance)
-
-
 async def judge(session: Session, task: Task, item: Item, recall: Recall, *, temperature: float, caution: Caution = PLAIN) -> Verdict:
     """Judge one item. Raises what the model and the embedder raise; UnreadableReply after three unusable replies."""
     started = time.perf_counter()
     meter = Meter()
     try:
         item.id  # noqa: B018 - refuses at once what is no JSON value
-        brought = await recalled(session, meter, task, item, recall, caution)
-        with meter.timed("assemble"):
-            context = brought.context(task, item)
-        reading = await heard(session, meter, task, item, recall, brought, context, temperature=temperature, caution=caution)
+        brought = await recalled(session, meter, task, item, recall, fitted=caution.fitted)
+        context, reading = await answered(session, meter, task, item, recall, brought, temperature=temperature, caution=caution)
     except MemalignError:
         session.memory.log(meter.calls)
         raise
@@ -134,7 +84,9 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
         expected=reading.expected,
         votes=reading.votes,
         orders=reading.orders,
-        trace=Trace(similarity=brought.similarity, tokens=context.tokens, left_out=context.left_out, seconds=meter.stages),
+        trace=Trace(
+            similarity=brought.similarity if context.episode_ids else {}, tokens=context.tokens, left_out=context.left_out, seconds=meter.stages
+        ),
     )
     session.memory.log(meter.calls, item.id, verdict if in_service else None)
     return verdict
@@ -150,106 +102,41 @@ async def attempt(session: Session, task: Task, item: Item, recall: Recall, *, t
         return Failure(error=f"{type(error).__name__}: {error}", retryable=False)
 
 
-async def recalled(session: Session, meter: Meter, task: Task, item: Item, recall: Recall, caution: Caution = PLAIN, *, more: int = 0) -> Recalled:
-    """What memory brings to a judgement; with ``more``, so many times the cases that are shown, to draw from."""
-    key = content_hash(search_text(item))
-    while True:
-        space = session.serving
-        with meter.timed("search"):
-            standing = space.memory.unchanged(key) if space.memory.swift else None
-            if standing is None:
-                standing = await asyncio.to_thread(space.memory.view_and_vector, key)
-            view, stored = standing
-        if not view.whole:
-            space = await session.completed(meter)
-            view, stored = await asyncio.to_thread(space.memory.view_and_vector, key)
-        try:
-            return await _brought(session, space, meter, task, item, recall, caution, (view, stored), more)
-        except MemalignError as error:
-            if not session.without(space, error):
-                raise
-
-
-async def _brought(
-    session: Session, space: Space, meter: Meter, task: Task, item: Item, recall: Recall, caution: Caution, seen: Seen, more: int
-) -> Recalled:
-    view, query = seen  # the vector of the item, if it is stored
-    decision = _decision(session, view, recall, caution)
-    if recall.guidelines is not None:
-        view = replace(view, guidelines=recall.guidelines)
-    elif not decision.guidelines:
-        view = replace(view, guidelines=tuple(guideline for guideline in view.guidelines if guideline.pinned))
-    guidelines = view.guidelines if recall.part in ("both", "guidelines") else ()
-    crowded = not fits(guidelines, task.guideline_tokens * CHARACTERS_PER_TOKEN)
-    if recall.part not in ("both", "cases") and not crowded:
-        return Recalled(view=view, guidelines=guidelines)
-    k = (recall.k if view.decision.cases is None else view.decision.cases) * (1 + more)
-    vote, voters = tuple[float, ...](), tuple[str, ...]()
-    counts = decision.vote_weight > 0
-    if not (((k > 0 or counts) and view.items) or crowded):
-        query = None
-    elif query is None:
-        with meter.timed("embed"):
-            text = search_text(item)
-            (query,) = (await space.vectors(meter, {content_hash(text): text}, looked_up=True)).values()
-    relevance = {} if query is None or not crowded else await _relevance(space, meter, guidelines, query)
-    if recall.part not in ("both", "cases"):
-        return Recalled(view=view, guidelines=guidelines, relevance=relevance)
-    with meter.timed("search"):
-        if counts and query is not None and view.items:
-            vote, voters = await asyncio.to_thread(space.memory.vote, view, item, query, own=recall.own)
-        similar, similarity = await space.looked_up(partial(_similar, space.memory, view, task, item, query, k, recall))
-    exemplars = tuple(episode for episode in view.exemplars if recall.own or episode.feedback.item.id != item.id)
-    return Recalled(
-        view=view,
-        guidelines=guidelines,
-        exemplars=exemplars,
-        similar=_fresh(similar, exemplars),
-        vote=vote,
-        voters=voters,
-        similarity=similarity,
-        relevance=relevance,
-    )
-
-
-async def _relevance(space: Space, meter: Meter, guidelines: Sequence[Guideline], query: Vectors) -> dict[str, float]:
-    """Guideline id -> similarity of its text to the item."""
-    texts = {guideline.id: guideline.text for guideline in guidelines}
-    with meter.timed("embed"):
-        known = await space.vectors(meter, {content_hash(text): text for text in texts.values()}, kept=True)
-    return {key: float(known[content_hash(text)] @ query) for key, text in texts.items()}
-
-
-def _similar(
-    memory: Memory, view: View, task: Task, item: Item, query: Vectors | None, k: int, recall: Recall
-) -> tuple[tuple[Episode, ...], dict[str, float]]:
-    """Similar cases, then the item's own, and their similarity; a pair that experts judged in the other order is the item itself."""
-    found = memory.cases(view, item.id, query, k=k, floor=recall.floor, own=recall.own, item=item)
-    cases, similarity = found.episodes, {case.feedback.id: score for case, score in zip(found.episodes, found.similarity, strict=True)}
-    other = mirrored(item) if task.scale.kind == "pairwise" else None
-    if other is None:
-        return cases, similarity
-    turned = [mirrored_case(case) for case in memory.cases(view, other.id, None, k=0, floor=0.0, own=True).episodes] if recall.own else []
-    own = [case for case in cases if case.feedback.item.id == item.id]
-    chosen = tuple(case for case in cases if case.feedback.item.id not in (item.id, other.id)) + tuple(turned) + tuple(own)
-    return chosen, similarity | {case.feedback.id: 1.0 for case in turned}
-
-
-def _fresh(similar: Sequence[Episode], exemplars: Sequence[Episode]) -> tuple[Episode, ...]:
-    """Similar cases that do not stand among the exemplars already, where the prefix cache serves them."""
-    shown = {episode.feedback.id for episode in exemplars}
-    return tuple(episode for episode in similar if episode.feedback.id not in shown)
-
-
-def _decision(session: Session, view: View, recall: Recall, caution: Caution) -> Decision:
-    return view.decision.of(session.model.name) if recall.part == "both" and caution.fitted else Decision()
-
-
 class Ask(Protocol):
     """Gets the answer to a context; raises what the model raises."""
 
     def __call__(self, context: WorkingMemory, temperature: float, *, seed: int = 0) -> Coroutine[Any, Any, Answer]:
         """``seed``: which of the replies that a warm model may give."""
+
+
+async def answered(
+    session: Session,
+    meter: Meter,
+    task: Task,
+    item: Item,
+    recall: Recall,
+    brought: Recalled,
+    *,
+    temperature: float,
+    caution: Caution = PLAIN,
+    ask: Ask | None = None,
+) -> tuple[WorkingMemory, Reading]:
+    """The context of an item and the reading of the answers to it.
+
+    Where the model's window does not hold all of the context, it is the item without cases, and with the guidelines alone that every item is
+    judged by. Raises ItemTooLong when that does not fit either.
+    """
+    with meter.timed("assemble"):
+        context = brought.context(task, item)
+    listen = partial(heard, session, meter, task, item, recall, temperature=temperature, caution=caution, ask=ask)
+    try:
+        return context, await listen(brought, context)
+    except ItemTooLong:
+        lean = brought.leaner()
+        less = spared(context, lean.context(task, item))
+        if less.messages == context.messages:
+            raise
+    return less, await listen(lean, less)
 
 
 async def heard(
@@ -266,7 +153,7 @@ async def heard(
     ask: Ask | None = None,
 ) -> Reading:
     """One reading of as many answers as caution asks for: to the context, to that in the other order, then others that are shown other cases."""
-    decision = _decision(session, brought.view, recall, caution)
+    decision = decision_for(session, brought.view, recall, fitted=caution.fitted)
     ask = partial(asked, session, meter, task) if ask is None else ask
     both = caution.both_orders and task.scale.kind == "pairwise" and mirrored(item) is not None
 
@@ -289,7 +176,9 @@ async def heard(
     if wanted <= len(answers):
         return reading
     wanted += both and wanted % 2  # as many of each order
-    pool = await recalled(session, meter, task, item, replace(recall, guidelines=brought.view.guidelines), replace(caution, fitted=False), more=1)
+    pool = brought
+    if not brought.lean:
+        pool = await recalled(session, meter, task, item, replace(recall, guidelines=brought.view.guidelines), fitted=False, more=1)
     warmth = max(temperature, _VOTE_TEMPERATURE)
     others = [(number, _drawn(pool, item, number // 2 if both else number)) for number in range(len(answers), wanted)]
     answers += await asyncio.gather(*(answer(number, seen, warmth) for number, seen in others))

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from memalign.errors import MemalignError
-from memalign.judging import PLAIN, Caution, Recall, asked, heard, recalled
+from memalign.judging import PLAIN, Caution, answered, asked
 from memalign.memory import Memory, replays
+from memalign.recalling import Recall, recalled
 from memalign.records import Failure, Guideline, Item, Verdict, content_hash
 from memalign.session import Meter, Session
 from memalign.verdicts import Answer
@@ -55,9 +56,10 @@ class Replayer:
             return answer
 
         try:
-            brought = await recalled(session, mine, task, item, recall, self._caution)
-            context = brought.context(task, item)
-            reading = await heard(session, mine, task, item, recall, brought, context, temperature=self._temperature, caution=self._caution, ask=ask)
+            brought = await recalled(session, mine, task, item, recall, fitted=self._caution.fitted)
+            context, reading = await answered(
+                session, mine, task, item, recall, brought, temperature=self._temperature, caution=self._caution, ask=ask
+            )
         finally:
             meter.calls += mine.calls
         return Verdict(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
 
@@ -59,7 +59,7 @@ class WorkingMemory:
     tokens: Mapping[str, int]
     """What each part takes, estimated at four characters a token: system, cases, guidelines (those chosen for the item), item."""
     left_out: tuple[LeftOut, ...]
-    """What memory had, but the budget had no room for."""
+    """What memory had, but the budget or the model's window had no room for."""
 
 
 def assemble(
@@ -98,6 +98,19 @@ def assemble(
             *(LeftOut("guideline", g.id, f"no room in {task.guideline_tokens} tokens, less relevant than those shown") for g in routed.left),
             *(LeftOut("case", e.feedback.id, f"no room in {task.budget_tokens} tokens, least similar") for case in dropped for e in case),
             *(LeftOut("part of case", e.feedback.id, f"cut to {limit} characters") for case in cut for e in case),
+        ),
+    )
+
+
+def spared(full: WorkingMemory, less: WorkingMemory) -> WorkingMemory:
+    """The smaller of two contexts, which names all that the full one had beyond it."""
+    reason = "the model's window does not hold it beside the item"
+    return replace(
+        less,
+        left_out=(
+            *(left for left in full.left_out if left.kind != "part of case"),
+            *(LeftOut("guideline", key, reason) for key in full.guideline_ids if key not in less.guideline_ids),
+            *(LeftOut("case", key, reason) for key in full.episode_ids if key not in less.episode_ids),
         ),
     )
 

@@ -13,7 +13,7 @@ from memalign.errors import ConfigurationError
 if TYPE_CHECKING:
     from memalign.agreement import Agreement, Paired
     from memalign.judge import Judge
-    from memalign.judging import Part
+    from memalign.recalling import Part
     from memalign.records import Failure, Feedback, Verdict
 
 _PARTS: dict[str, Part] = {"unaligned": "none", "aligned": "both"}

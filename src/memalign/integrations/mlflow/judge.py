@@ -24,8 +24,8 @@ from memalign.integrations.mlflow.faults import as_mlflow, refused
 from memalign.integrations.mlflow.items import Case, case_of, sessions, variables
 from memalign.integrations.mlflow.model import Asked, asking
 from memalign.integrations.mlflow.places import Place, Reader, moved
-from memalign.judging import Part
 from memalign.memory import Memory
+from memalign.recalling import Part
 from memalign.records import Failure, Verdict
 
 _logger = logging.getLogger(__name__)
