@@ -512,10 +512,18 @@ def test_a_judge_of_another_scale_is_refused_and_changes_nothing(make_judge: Mak
     assert Judge.load(db, "polite").scale == Scale.boolean()
 
 
-@pytest.mark.parametrize("bad", [{"name": " "}, {"instructions": ""}, {"k": -1}, {"exemplars": -1}])
+BAD = [{"name": " "}, {"instructions": ""}, {"k": -1}, {"k": 2.5}, {"k": "5"}, {"exemplars": -1}, {"exemplars": 1.5}, {"floor": "x"}]
+
+
+@pytest.mark.parametrize("bad", [*BAD, {"floor": float("nan")}, {"retrieval": 5}])
 def test_a_judge_that_cannot_be_is_refused_at_once(make_judge: MakeJudge, bad: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match=next(iter(bad))):
         make_judge(**bad)
+
+
+def test_a_number_of_cases_that_cannot_be_is_refused_when_it_is_tried(make_judge: MakeJudge) -> None:
+    with pytest.raises(ConfigurationError, match=r"k must be 0 or more, a whole number, not 2\.5"):
+        make_judge().retrieving(k=2.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("model", ["gpt-4.1-mini", "openai/", "nowhere/gpt"])

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -351,6 +351,29 @@ def test_settings_make_a_round_trip_and_say_what_is_wrong() -> None:
     for wrong in ({"annotators": "ann"}, {"verdict_margin": -1}, {"sources": [1]}, {"word": True}, {"since": "yesterday"}):
         with pytest.raises(ConfigurationError, match="retrieval"):
             Retrieval.from_dict(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"since": "2026-01-01"}, "since is a datetime, not '2026-01-01'"),
+        ({"until": date(2026, 1, 1)}, "until is a datetime"),
+        ({"annotators": None}, "annotators is a list of texts, not None"),
+        ({"sources": b"ab"}, "sources is a list of texts"),
+        ({"verdict_margin": "x"}, "verdict_margin is a difference of cosine similarity, from 0 to 2, not 'x'"),
+        ({"error_margin": float("nan")}, "error_margin"),
+        ({"alike": "x"}, "alike is a cosine similarity, or above 1, not 'x'"),
+        ({"alike": float("nan")}, "alike"),
+        ({"words": "yes"}, "words is True or False"),
+    ],
+)
+def test_settings_of_another_type_are_refused_when_they_are_made(wrong: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"retrieval: {reason}"):
+        Retrieval(**wrong)
+
+
+def test_names_may_come_from_any_collection() -> None:
+    assert Retrieval(annotators=(name for name in ("ann", "ben"))).annotators == ("ann", "ben")  # type: ignore[arg-type]
 
 
 # In a judge

@@ -61,9 +61,9 @@ class Description:
         probabilities, not the likeliest (no); ``retention``: limits beyond which records are purged; ``weights``: how much an annotator counts in
         votes of the cases and in majorities (1 each; 0 is not heard there). Raises ConfigurationError.
         """
-        if not name.strip() or not instructions.strip() or exemplars < 0:
-            raise ConfigurationError("a judge needs a name and instructions; k and exemplars must be 0 or more")
-        check_shown(k or 0, floor)
+        if not name.strip() or not instructions.strip():
+            raise ConfigurationError("a judge needs a name and instructions")
+        check_shown(0 if k is None else k, floor, exemplars)
         self.name, self.instructions = name, instructions.strip()
         self.scale = scale
         self.model = model
@@ -175,10 +175,13 @@ class Description:
         return f"Judge({self.name!r}, {self.scale.spec}, {model_name(self.model)}, memory={shown(self.location)!r})"
 
 
-def check_shown(k: int, floor: float) -> None:
+def check_shown(k: int, floor: float, exemplars: int = 0) -> None:
     """Raises ConfigurationError for a number of cases or a floor that cannot be."""
-    if k < 0 or not -1 <= floor <= 1:
-        raise ConfigurationError("k must be 0 or more, and floor is a cosine similarity from -1 to 1")
+    for name, count in (("k", k), ("exemplars", exemplars)):
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise ConfigurationError(f"{name} must be 0 or more, a whole number, not {count!r}")
+    if not isinstance(floor, int | float) or not -1 <= floor <= 1:
+        raise ConfigurationError(f"floor is a cosine similarity from -1 to 1, not {floor!r}")
 
 
 def model_name(part: str | ChatModel) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -34,16 +35,24 @@ class Retrieval:
 
     def __post_init__(self) -> None:
         for name in ("annotators", "sources"):
-            wanted = getattr(self, name)
-            if isinstance(wanted, str) or not all(isinstance(one, str) for one in wanted):
-                raise ConfigurationError(f"retrieval: {name} is a list of texts, not {wanted!r}")
-            object.__setattr__(self, name, tuple(wanted))
+            given = getattr(self, name)
+            wanted = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (None,)
+            if not all(isinstance(one, str) for one in wanted):
+                raise ConfigurationError(f"retrieval: {name} is a list of texts, not {given!r}")
+            object.__setattr__(self, name, wanted)
         for name in ("since", "until"):
             time = getattr(self, name)
+            if time is not None and not isinstance(time, datetime):
+                raise ConfigurationError(f"retrieval: {name} is a datetime, not {time!r}")
             if time is not None and time.tzinfo is None:
                 object.__setattr__(self, name, time.replace(tzinfo=UTC))
-        if not (0 <= self.verdict_margin <= 2 and 0 <= self.error_margin <= 2):
-            raise ConfigurationError("retrieval: verdict_margin and error_margin are differences of cosine similarity, from 0 to 2")
+        for name in ("verdict_margin", "error_margin"):
+            if not _within(getattr(self, name), 0, 2):
+                raise ConfigurationError(f"retrieval: {name} is a difference of cosine similarity, from 0 to 2, not {getattr(self, name)!r}")
+        if not _within(self.alike, -1, sys.float_info.max):
+            raise ConfigurationError(f"retrieval: alike is a cosine similarity, or above 1, not {self.alike!r}")
+        if not isinstance(self.words, bool):
+            raise ConfigurationError(f"retrieval: words is True or False, not {self.words!r}")
 
     @property
     def filters(self) -> bool:
@@ -69,8 +78,13 @@ class Retrieval:
         try:
             times = {name: datetime.fromisoformat(values[name]) for name in ("since", "until") if values.get(name)}
             return cls(**(dict(values) | times))
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise ConfigurationError(f"retrieval: {error}") from error
+
+
+def _within(value: Any, least: float, most: float) -> bool:
+    """Whether a value is a number in a range; NaN is in none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 def _plain(value: Any) -> Any:
