@@ -508,6 +508,37 @@ def test_nan_from_an_embedder_is_an_error_and_no_feedback_is_lost(make_judge: Ma
     assert shown(judge, "one two three four five six seven eight nine") == ["f1"]
 
 
+def test_vectors_of_any_length_are_compared_by_their_direction(make_judge: MakeJudge, db: str) -> None:
+    class Long(HashEmbedder):
+        id = "scripted/long"
+
+        async def embed(self, texts: Any) -> np.ndarray:
+            return await super().embed(texts) * np.float32(30)
+
+    long, unit_length = make_judge(memory=db, embedder=Long()), make_judge(embedder=HashEmbedder())
+    feedback = [reply(1, "please send the kettle back to us right now"), reply(2, "nothing in common with that at all, really not one")]
+    for judge in (long, unit_length):
+        judge.align(feedback)
+    item = Item(outputs="please send the kettle back to us in some days")
+    expected = unit_length(outputs=item.outputs).trace
+    for judge in (long, make_judge(memory=db, embedder=Long())):
+        found = judge(outputs=item.outputs).trace
+        assert found is not None
+        assert expected is not None
+        assert found.similarity == pytest.approx(expected.similarity, abs=1e-3)
+    vector = next(iter(long.memory.item_vectors([feedback[0].item.id]).values()))
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_vector_of_zeros_is_refused_and_no_feedback_is_lost(make_judge: MakeJudge) -> None:
+    judge = make_judge(embedder=Changing(np.zeros(4), np.eye(4)[0]))
+    with pytest.raises(EmbeddingError, match="gave zeros for text 1 of 1"):
+        judge.align([reply(1, "one two three four five six seven eight nine")])
+    assert judge.memory.waiting() == 1
+    judge.align()
+    assert shown(judge, "one two three four five six seven eight nine") == ["f1"]
+
+
 def test_an_item_whose_vector_cannot_be_compared_is_an_error_not_a_verdict_without_cases(make_judge: MakeJudge) -> None:
     """The embedder fails at one item only: the others of the batch are judged with their cases."""
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _REMEMBERED_VECTORS = 4096
+_UNIT = 1e-3
+"""How far a length may be from 1."""
 _BATCH_IN_PROCESS = 64
 _BATCH_HOSTED = 1024
 """Texts that are embedded and stored together: what an end midway loses, and what another request waits for."""
@@ -98,6 +100,12 @@ class Space:
             raise EmbeddingError(
                 f"embedder {self.embedder.id} gave an array of shape {rows.shape} with NaN or of a wrong size for {len(texts)} texts"
             )
+        lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+        if not lengths.all():
+            place = int(np.argmin(lengths)) + 1
+            raise EmbeddingError(f"embedder {self.embedder.id} gave zeros for text {place} of {len(texts)}; it must give every text a direction")
+        if bool((np.abs(lengths - 1) > _UNIT).any()):  # similarity is read off products
+            rows = (rows / lengths).astype(np.float32)
         usage = Usage(calls=1, embedded_texts=len(texts))
         cost = None if self.embedder.id.startswith("openai/") else 0.0
         meter.calls.append(Call(purpose="embed", model=self.embedder.id, usage=usage, cost_usd=cost, seconds=time.perf_counter() - started))

@@ -18,7 +18,8 @@ class Embedder(Protocol):
     """Turns texts into vectors.
 
     ``embed`` returns an array of shape (len(texts), dimension), float32, each row of Euclidean length 1, row i for text i. It raises
-    ModelUnavailable, ModelRefused or EmbeddingError and never returns NaN. It may be called concurrently.
+    ModelUnavailable, ModelRefused or EmbeddingError and never returns NaN. It may be called concurrently. Rows of another length are brought to
+    1 before they are stored or compared; a row of zeros is refused.
     """
 
     @property
