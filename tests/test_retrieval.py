@@ -120,6 +120,21 @@ def test_vectors_that_cannot_be_compared_are_an_error() -> None:
         index.put(fresh, np.full((1, 3), np.nan, np.float32))
 
 
+def test_adding_a_row_copies_no_earlier_block() -> None:
+    exact = Exact(1024)
+    exact.grow(1000)
+    exact.put(np.arange(1000), unit(np.random.default_rng(0).normal(size=(1000, 1024))))
+    assert len(exact._blocks) > 1
+    before, planes = list(exact._blocks), exact.planes()
+    room = len(exact._blocks) * exact._rows - 1000
+    exact.grow(room + 1)
+    exact.put(np.array([1000 + room]), unit(np.ones((1, 1024))))
+    assert len(exact._blocks) == len(before) + 1
+    for block, earlier in zip(exact._blocks, before, strict=False):
+        assert all(plane is same for plane, same in zip(block, earlier, strict=True))
+    assert all((exact.planes()[name][:1000] == plane).all() for name, plane in planes.items())
+
+
 STEPS = st.lists(st.tuples(st.sampled_from(["add", "remove"]), st.lists(st.integers(0, 200), max_size=40)), max_size=8)
 
 
