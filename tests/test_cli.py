@@ -17,6 +17,7 @@ from endpoint import ScriptedEndpoint, completion
 from memalign import Judge
 from memalign.cli import app
 from memalign.models import ChatRequest, Message
+from memalign.open_scale import OpenScale
 
 Run = Callable[..., Result]
 
@@ -290,6 +291,20 @@ def test_failed_batches_are_taken_up_by_align_without_a_file(run: Run, judge: st
     assert re.search(r"1 record\(s\) are stored but not fully learned; .* memalign align --db \S+", run("memory", "list").stdout)
     endpoint.chat = usual
     assert "added  g1" in run("align").stdout
+
+
+def test_a_judge_with_an_open_scale_learns(run: Run, db: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    usual = endpoint.chat
+    endpoint.chat = lambda body: json.dumps(says(0.5)) if "verdict" in json.dumps(body.get("response_format", {})) else usual(body)
+    scale = OpenScale.of({"type": "number"})
+    Judge("polite", INSTRUCTIONS, scale, "openai/m", memory=db, embedder="openai/test-embed").align([])
+    file = jsonl(tmp_path / "feedback.jsonl", row(1, value=0.25), row(1, value=0.75, id="r2", annotator="ben"))
+    shown = run("align", file).stdout
+    assert "2 new" in shown
+    assert "experts on" not in shown, "agreement beyond chance is not defined where labels cannot be listed"
+    again = json.loads(run("align", file, "--json").stdout)
+    assert (again["unchanged"], again["experts"]) == (2, None)
+    assert "verdict: 0.5" in run("judge", "--outputs", "a rude reply").stdout
 
 
 def test_a_verified_alignment_shows_what_it_found_and_an_expert_may_decide_otherwise(

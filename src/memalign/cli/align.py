@@ -53,8 +53,8 @@ def align(
         raise ConfigurationError(f"--html {html}: the folder {Path(html).parent} does not exist; create it first")
     with opened(db, judge) as found:
         feedback, problems = read(files or [], found.scale, strict=strict)
-        panel = found.panel(feedback)
-        for text in [] if json else panel.lines():
+        panel = None if found.scale.kind == "open" else found.panel(feedback)
+        for text in [] if json or panel is None else panel.lines():
             say(text)
         advice: list[Advice] = []
         if coach:
@@ -66,7 +66,8 @@ def align(
             mode = cast("Mode", verify) if verify else None
             report = found.align(feedback, verify=mode, override=override, screen=screen, actor=actor, progress=tell)
     if json:
-        emit({**report.to_dict(), "problems": problems, "experts": panel.to_dict(), "advice": [found.to_dict() for found in advice]})
+        experts = None if panel is None else panel.to_dict()
+        emit({**report.to_dict(), "problems": problems, "experts": experts, "advice": [found.to_dict() for found in advice]})
     else:
         show(report, db)
     if html:
