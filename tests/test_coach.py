@@ -147,6 +147,22 @@ def test_without_a_terminal_nothing_is_asked_and_everything_is_learned(make_judg
     assert coaching.line(advice[0]) == f"{given[0].id}: vague: Say what is missing."
 
 
+def test_what_memory_holds_or_keeps_waiting_is_not_asked_about_again(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(coach("vague", why="Say what."))
+    judge = make_judge(model)
+    held, changed = record(1, "Hm, odd"), record(2, "Hm, so")
+    judge.align([held, changed, record(4, "")])
+    judge.unalign([record(4).id])
+    given = [held, record(2, "Hm, or so"), record(3, "Hm, new"), record(4, "Hm, back")]
+    kept, advice = coaching.coached(judge, given, ask=False)
+    assert kept == given
+    assert [found.feedback_id for found in advice] == [record(number).id for number in (2, 3, 4)]
+    assert len(calls(model)) == 3
+    down = make_judge(ScriptedChatModel(lambda _: "nonsense"))
+    down.align([held])
+    assert (down.memory.waiting(), coaching.coached(down, [held], ask=True)) == (1, ([held], []))
+
+
 def test_a_coach_that_fails_stops_nothing(make_judge: MakeJudge, capsys: pytest.CaptureFixture[str]) -> None:
     kept, advice = coaching.coached(make_judge(ScriptedChatModel(lambda _: "nonsense")), [record(1, "Too cold")], ask=True)
     assert len(kept) == 1
@@ -157,7 +173,7 @@ def test_a_coach_that_fails_stops_nothing(make_judge: MakeJudge, capsys: pytest.
 def test_the_command_shows_the_panel_and_coaches(db: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [record(1, "", value=True, annotator="meg"), record(1, "Hm, odd", value=False, annotator="owen")]
     fields = ("inputs", "outputs", "value", "rationale", "annotator")
-    file = tmp_path / "feedback.jsonl"
+    file, other = tmp_path / "feedback.jsonl", tmp_path / "other.jsonl"
     file.write_text("\n".join(json.dumps({name: getattr(f, name) for name in fields}) for f in rows))
 
     def answered(body: dict[str, Any]) -> str:
@@ -170,9 +186,12 @@ def test_the_command_shows_the_panel_and_coaches(db: str, tmp_path: Path, monkey
         Judge("polite", "Is the reply polite?", Scale.boolean(), "openai/scripted", memory=db).align([])
         done = CliRunner().invoke(app, ["align", str(file), "--db", db, "--coach", "--json"])
         again = CliRunner().invoke(app, ["align", str(file), "--db", db, "--coach"])
-    assert done.exit_code == again.exit_code == 0, done.output + again.output
+        other.write_text(file.read_text().replace("Hm, odd", "Hm, even"))
+        plain = CliRunner().invoke(app, ["align", str(other), "--db", db, "--coach"])
+    assert done.exit_code == again.exit_code == plain.exit_code == 0, done.output + again.output + plain.output
     document = json.loads(done.stdout)
     assert [found["problem"] for found in document["advice"]] == ["missing", "vague"]
     assert len(document["experts"]["contested"]) == 1
     assert "experts on 1 items that several judged: " in again.stdout
-    assert "vague: Say what is missing." in again.stdout
+    assert "Say what is missing." not in again.stdout
+    assert "vague: Say what is missing." in plain.stdout

@@ -23,7 +23,7 @@ def align(
     actor: Actor = "",
     strict: Annotated[bool, typer.Option("--strict", help="Learn nothing when any row is bad.")] = False,
     coach: Annotated[
-        bool, typer.Option("--coach", help="First ask of each reason whether it is usable; on a terminal, mend it before it is stored.")
+        bool, typer.Option("--coach", help="First ask of each new reason whether it is usable; on a terminal, mend it before it is stored.")
     ] = False,
     verify: Annotated[str, typer.Option(metavar="off|fast|full", help="Whether guidelines must prove themselves on records judged again.")] = "",
     override: Annotated[bool, typer.Option("--override", help="Let guidelines stand that verification refuses.")] = False,

@@ -21,13 +21,16 @@ _AT_ONCE = 8
 def coached(judge: Judge, records: Sequence[Feedback], *, ask: bool) -> tuple[list[Feedback], list[Advice]]:
     """The records as they are to be stored, and what the coach said; with ``ask``, the expert at the terminal decides, else nothing is changed.
 
-    A coach that fails, or gives no readable answer, stops nothing: the record is kept as it is.
+    What memory holds unchanged is not looked at again. A coach that fails, or gives no readable answer, stops nothing: the record is kept as it is.
     """
-    given = _advice(judge, records)
+    held = judge.memory.newest(record.id for record in records)
+    fresh = [place for place, record in enumerate(records) if record.id not in held or not record.says_the_same_as(held[record.id])]
+    given = dict(zip(fresh, _advice(judge, [records[place] for place in fresh]), strict=True))
     kept: list[Feedback] = []
-    for record, advice in zip(records, given, strict=True):
+    for place, record in enumerate(records):
+        advice = given.get(place)
         kept += _mended(judge, record, advice) if ask and advice is not None else [record]
-    return kept, [advice for advice in given if advice is not None]
+    return kept, [advice for advice in given.values() if advice is not None]
 
 
 def _advice(judge: Judge, records: Sequence[Feedback]) -> list[Advice | None]:

@@ -56,6 +56,11 @@ class Memory(Guidance):
         with self._reading() as (connection, revision):
             return [stored.feedback for stored in episodic.shared(connection, self.judge_id, revision, item_ids)]
 
+    def newest(self, ids: Iterable[str]) -> dict[str, Feedback]:
+        """Id -> what the expert last said, of those ids whose records hold or wait for ``align``."""
+        with self._reading() as (connection, _):
+            return {stored.feedback.id: stored.feedback for stored in episodic.newest(connection, self.judge_id, list(ids))}
+
     def waiting(self) -> int:
         """How many records are stored but not fully learned; the next ``align`` takes them up."""
         with self._reading() as (connection, _):

@@ -203,6 +203,15 @@ def known_ids(connection: Connection, judge_id: int, ids: Sequence[str]) -> set[
     return found
 
 
+def newest(connection: Connection, judge_id: int, ids: Sequence[str]) -> list[Stored]:
+    """The newest versions of some ids that hold or wait."""
+    found: dict[str, Row[Any]] = {}
+    for start in range(0, len(ids), _CHUNK):
+        condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.id.in_(ids[start : start + _CHUNK]) & _TABLE.c.until.is_(None)
+        found |= {row.id: row for row in connection.execute(select(_TABLE).where(condition).order_by(_TABLE.c.version))}
+    return [_stored(row) for row in found.values()]
+
+
 def contested(connection: Connection, judge_id: int, revision: int) -> list[str]:
     """Items on which the experts' verdicts differ."""
     condition = (_TABLE.c.judge_id == judge_id) & holds_at(_TABLE, revision)
