@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import sqlite3
 import subprocess
@@ -198,3 +199,37 @@ def test_no_colours_unless_a_terminal_wants_them(environment: dict[str, str], ju
         assert "\x1b" not in done.stdout + done.stderr
     _, shown = on_terminal({**environment, "NO_COLOR": "1"}, "judge", file)
     assert "\x1b[3" not in shown
+
+
+def until_shown(leader: int, wanted: str) -> None:
+    """Read what a process writes on its terminal until it has written this."""
+    shown = ""
+    while wanted not in shown:
+        assert select.select([leader], [], [], SECONDS)[0], f"this was not shown in time: {wanted!r}; but: {shown}"
+        shown += os.read(leader, 65536).decode()
+
+
+def test_ctrl_c_at_a_question_of_the_coach(environment: dict[str, str], judge: None, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    def coached(body: dict[str, Any]) -> str:
+        said = {"problem": "vague", "with": "", "why": "Say what.", "question": ""}
+        return json.dumps(said) if "problem" in json.dumps(body.get("response_format", {})) else answered(body)
+
+    endpoint.chat = coached
+    file = jsonl(tmp_path / "feedback.jsonl", *(row(number, rationale=f"Hm {number}") for number in (1, 2, 3)))
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "memalign", "align", file, "--coach"]
+    process = subprocess.Popen(command, env=environment, stdin=follower, stdout=follower, stderr=subprocess.PIPE, text=True)
+    os.close(follower)
+    for answer in ("k", "s"):
+        until_shown(leader, "[s]kip")
+        os.write(leader, f"{answer}\n".encode())
+    until_shown(leader, "[s]kip")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    os.close(leader)
+    assert process.returncode == 130, said
+    learn = f"memalign align --db {environment['MEMALIGN_DB']}"
+    decided, left = f"1 decided record(s) are stored; to learn them, run: {learn}", "1 record(s) are left: to decide them, run the same command again"
+    assert said.strip() == f"interrupted: {decided}; {left}"
+    learned = json.loads(memalign(environment, "align", "--json").stdout)
+    assert [guideline["evidence_for"] for guideline in learned["added"]] == [["r1"]]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from conftest import MakeJudge, expert, record
@@ -106,7 +107,7 @@ def test_an_unreadable_answer_and_a_failing_model_are_errors_that_name_the_coach
 
 
 class Terminal:
-    """Answers prompts from a list."""
+    """Answers prompts from a list; then comes Ctrl-C."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
         self.asked: list[str] = []
@@ -115,6 +116,8 @@ class Terminal:
 
     def _prompt(self, text: str, **_: Any) -> str:
         self.asked.append(text)
+        if not self._answers:
+            raise typer.Abort
         return self._answers.pop(0)
 
 
@@ -136,6 +139,57 @@ def test_an_expert_keeps_or_skips(make_judge: MakeJudge, monkeypatch: pytest.Mon
     Terminal(monkeypatch, choice)
     found, _ = coaching.coached(make_judge(ScriptedChatModel(coach("vague", why="Say what."))), [record(1, "Hm, odd")], ask=True)
     assert [f.rationale for f in found] == kept
+
+
+def reasons(judge: Judge) -> dict[str, str]:
+    """Id -> reason of what memory holds or keeps waiting."""
+    return {key: f.rationale for key, f in judge.memory.newest(record(number).id for number in range(9)).items()}
+
+
+def test_what_was_decided_before_ctrl_c_is_stored_and_not_learned(make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ScriptedChatModel(coach("vague", why="Say what."))
+    judge = make_judge(model)
+    given = [record(number, f"Hm {number}") for number in range(1, 6)]
+    judge.align(given[4:])
+    asked = len(model.requests)
+    Terminal(monkeypatch, "k", "s", "e", "Name the date.")
+    with pytest.raises(KeyboardInterrupt, match=r"^2 decided record\(s\) are stored; .* memalign align --db .*; 1 record\(s\) are left"):
+        coaching.coached(judge, given, ask=True)
+    assert len(model.requests) - asked == len(calls(model)) == 5, "the coach alone was asked: of four, and of the reason that was typed"
+    assert reasons(judge) == {record(1).id: "Hm 1", record(3).id: "Name the date.", record(5).id: "Hm 5"}
+    assert judge.memory.waiting() == 2
+    assert judge.align().revision == 2
+    Terminal(monkeypatch, "s", "m", "k")
+    kept, _ = coaching.coached(judge, given, ask=True)
+    assert [f.rationale for f in kept] == ["Hm 1", "Name the date.", "Hm 4", "Hm 5"]
+
+
+def test_ctrl_c_before_anything_was_decided_stores_nothing(make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = make_judge(ScriptedChatModel(coach("vague", why="Say what.")))
+    Terminal(monkeypatch)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        coaching.coached(judge, [record(1, "Hm, odd"), record(2, "")], ask=True)
+    assert (str(stopped.value), judge.memory.waiting()) == ("", 0)
+
+
+def test_where_memory_holds_another_reason_the_expert_chooses(make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ScriptedChatModel(coach(question=""))
+    judge = make_judge(model)
+    judge.align([record(1, "Name the date."), record(2, "Be warm.")])
+    terminal = Terminal(monkeypatch, "m", "n")
+    kept, _ = coaching.coached(judge, [record(1, "Hm, odd"), record(2, "Say sorry.")], ask=True)
+    assert [f.rationale for f in kept] == ["Name the date.", "Say sorry."]
+    assert "memory holds the reason: Name the date." in terminal.asked[0]
+    assert len(calls(model)) == 1
+    Terminal(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        coaching.coached(judge, [record(1, "Hm, odd")], ask=True)
+
+
+def test_a_reason_that_no_store_can_hold_is_asked_for_again(make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    Terminal(monkeypatch, "e", "Name the \udcff", "Name the date.", "k")
+    kept, _ = coaching.coached(make_judge(ScriptedChatModel(coach("vague", why="Say what."))), [record(1, "Hm, odd")], ask=True)
+    assert [f.rationale for f in kept] == ["Name the date."]
 
 
 def test_without_a_terminal_nothing_is_asked_and_everything_is_learned(make_judge: MakeJudge) -> None:

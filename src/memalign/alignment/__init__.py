@@ -1,7 +1,7 @@
 """Alignment: feedback in, both memories updated, in one transaction and one revision; and what experts take back, out of both."""
 
 from memalign.alignment.adopt import Learned, adopt
-from memalign.alignment.align import align
+from memalign.alignment.align import align, record
 from memalign.alignment.asking import HOSTED, IN_PROCESS
 from memalign.alignment.budget import Limits
 from memalign.alignment.coach import Advice, coach
@@ -33,4 +33,5 @@ __all__ = [
     "align",
     "coach",
     "measure",
+    "record",
 ]

@@ -56,7 +56,7 @@ async def align(
     the way of nothing else.
     """
     meter = Meter()
-    seen = await asyncio.to_thread(_record, session.memory, list(feedback))
+    seen = await asyncio.to_thread(record, session.memory, list(feedback))
     for _ in range(_ATTEMPTS):
         report = await _learn(session, task, seen, meter, trying, screening=screening, actor=actor, pace=pace, limits=limits, progress=progress)
         if report is not None:
@@ -118,17 +118,18 @@ async def _near(session: Session, meter: Meter, records: Sequence[Stored], embed
     return await session.vectors(meter, {stored.content_hash: search_text(stored.feedback.item) for stored in records})
 
 
-def _record(memory: Memory, feedback: list[Feedback]) -> Counter[str]:
+def record(memory: Memory, feedback: Sequence[Feedback]) -> Counter[str]:
+    """Store feedback durably, to be learned by the next ``align``; gives how much was new, changed, unchanged and purged."""
     seen: Counter[str] = Counter()
     judge_id = memory.judge_id
     for start in range(0, len(feedback), _RECORDS_AT_ONCE):
         with memory.store.writing(judge_id) as connection:
             batch = feedback[start : start + _RECORDS_AT_ONCE]
-            buried = tombstones.buried(connection, judge_id, [record.id for record in batch])
-            seen["purged"] += sum(record.id in buried for record in batch)
-            judged = last_verdicts(connection, judge_id, [record.item.id for record in batch])
-            for record in (record for record in batch if record.id not in buried):
-                seen[episodic.record(connection, judge_id, record, judged=judged.get(record.item.id))] += 1
+            buried = tombstones.buried(connection, judge_id, [one.id for one in batch])
+            seen["purged"] += sum(one.id in buried for one in batch)
+            judged = last_verdicts(connection, judge_id, [one.item.id for one in batch])
+            for one in (one for one in batch if one.id not in buried):
+                seen[episodic.record(connection, judge_id, one, judged=judged.get(one.item.id))] += 1
     return seen
 
 

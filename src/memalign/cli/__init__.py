@@ -26,8 +26,8 @@ class _Group(TyperGroup):
             if os.environ.get("MEMALIGN_DEBUG") == "1":
                 raise
             raise typer.Exit(_told(error)) from None
-        except KeyboardInterrupt:
-            print("\ninterrupted: nothing is lost, run the same command again", file=sys.stderr)  # noqa: T201
+        except (KeyboardInterrupt, typer.Abort) as stopped:
+            print(f"\ninterrupted: {str(stopped) or 'nothing is lost, run the same command again'}", file=sys.stderr)  # noqa: T201
             raise typer.Exit(INTERRUPTED) from None
 
 

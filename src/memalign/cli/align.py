@@ -39,6 +39,7 @@ def align(
     Without a FILE, take up what an earlier run could not finish.
     With --verify, records are judged again without and with the new guidelines: what breaks right verdicts, or fixes no wrong one, is kept as a
     candidate that the judge does not read. Bad rows are reported and left out.
+    With --coach on a terminal, Ctrl-C stores what was decided until then; align without a FILE learns it, the same command goes on.
 
     Exit code 1: rows were left out, or some records could not be learned yet.
     """
