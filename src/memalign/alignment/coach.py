@@ -13,7 +13,7 @@ from memalign.errors import UnreadableReply
 from memalign.models import ChatRequest, Message
 from memalign.prompts import render
 from memalign.records import Episode, Feedback, Guideline, Usage, content_hash
-from memalign.rendering import item_text, search_text, trimmed
+from memalign.rendering import item_text, one_line, search_text, trimmed
 from memalign.scale import Scale
 from memalign.session import Meter, Session
 from memalign.working import Task, fenced
@@ -136,7 +136,7 @@ def _request(task: Task, feedback: Feedback, guidelines: Sequence[Guideline], ca
             "id": case.feedback.id,
             "item": fenced(task.secret, trimmed(item_text(case.feedback.item), _LONGEST)),
             "label": task.scale.label_of(case.feedback.value),
-            "rationale": trimmed(case.feedback.rationale, _LONGEST),
+            "rationale": _reason(case.feedback),
         }
         for case in cases
     ]
@@ -146,7 +146,7 @@ def _request(task: Task, feedback: Feedback, guidelines: Sequence[Guideline], ca
         cases=shown,
         item=fenced(task.secret, trimmed(item_text(feedback.item), _LONGEST)),
         label=task.scale.label_of(feedback.value),
-        rationale=trimmed(feedback.rationale, _LONGEST),
+        rationale=_reason(feedback),
     )
     known = [*(guideline.id for guideline in guidelines), *(case.feedback.id for case in cases)]
     kinds = ["none", "vague", "repeats", *(["contradicts"] if known else [])]
@@ -166,6 +166,11 @@ def _request(task: Task, feedback: Feedback, guidelines: Sequence[Guideline], ca
         max_tokens=_MAX_TOKENS,
         purpose="coach",
     )
+
+
+def _reason(feedback: Feedback) -> str:
+    """The reason on one line: on several it could pass for another case."""
+    return trimmed(one_line(feedback.rationale), _LONGEST)
 
 
 def _read(text: str, feedback: Feedback, known: Sequence[str], usage: Usage) -> Advice:
