@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from conftest import record
 from memalign import Scale
 from memalign.agreement import mcnemar_p
-from memalign.alignment.gate import Case, culprits, distance, effect, enough, refusal, sample, step
+from memalign.alignment.gate import Case, culprits, distance, effect, enough, refusal, sample
 
 YES_NO, STARS, PERCENT = Scale.boolean(), Scale.score(1, 5), Scale.score(0, 100)
 
@@ -29,16 +30,16 @@ YES_NO, STARS, PERCENT = Scale.boolean(), Scale.score(1, 5), Scale.score(0, 100)
     ],
 )
 def test_an_effect_is_what_all_verdicts_agree_on(before: list[float], after: list[float], what: str) -> None:
-    assert effect(before, after, step(YES_NO)) == what
+    assert effect(before, after, YES_NO.step) == what
 
 
 def test_on_an_ordinal_scale_near_is_better_than_far() -> None:
     assert [distance(STARS, 4, verdict) for verdict in (4, 5, 1)] == [0.0, 0.25, 0.75]
     assert [distance(Scale.categories("good", "bad", "ugly"), "good", verdict) for verdict in ("good", "ugly")] == [0.0, 1.0]
-    assert effect([distance(STARS, 5, 2)], [distance(STARS, 5, 4)], step(STARS)) == "fixed"
-    assert effect([distance(STARS, 5, 4)], [distance(STARS, 5, 3)], step(STARS)) == "broken"
-    assert effect([distance(PERCENT, 80, 79)], [distance(PERCENT, 80, 72)], step(PERCENT)) == "unchanged", "less than a tenth of the scale"
-    assert effect([distance(PERCENT, 80, 79)], [distance(PERCENT, 80, 60)], step(PERCENT)) == "broken"
+    assert effect([distance(STARS, 5, 2)], [distance(STARS, 5, 4)], STARS.step) == "fixed"
+    assert effect([distance(STARS, 5, 4)], [distance(STARS, 5, 3)], STARS.step) == "broken"
+    assert effect([distance(PERCENT, 80, 79)], [distance(PERCENT, 80, 72)], PERCENT.step) == "unchanged", "less than a tenth of the scale"
+    assert effect([distance(PERCENT, 80, 79)], [distance(PERCENT, 80, 60)], PERCENT.step) == "broken"
 
 
 def test_changes_may_stand_that_fix_and_break_nothing() -> None:
@@ -100,7 +101,7 @@ def test_one_of_sixteen_takes_four_or_five_tests() -> None:
     assert found(list(range(16)), lambda some: 11 in some)[2] <= 5
 
 
-def case(number: int, *changes: int, value: bool = False, missed: bool | None = None, annotator: str = "ann") -> Case:
+def case(number: int, *changes: int, value: Any = False, missed: bool | None = None, annotator: str = "ann") -> Case:
     return Case(record=record(number, value=value, annotator=annotator), changes=frozenset(changes), missed=missed)
 
 
@@ -110,31 +111,37 @@ def numbers(cases: list[Case]) -> list[int]:
 
 def test_half_of_a_sample_is_what_the_changes_rest_on_and_each_change_gets_its_turn() -> None:
     pool = [case(number, 0) for number in range(10)] + [case(10, 1), case(11, 2)] + [case(number) for number in range(20, 40)]
-    assert numbers(sample(pool, 8)) == [9, 10, 11, 8, 39, 38, 37, 36]
+    assert numbers(sample(YES_NO, pool, 8)) == [9, 10, 11, 8, 39, 38, 37, 36]
 
 
 def test_known_errors_come_first_among_targets_and_last_among_the_protected() -> None:
     pool = [case(1, 0, missed=True), case(2, 0, missed=False), case(3, 0), case(4, missed=True), case(5, missed=False), case(6)]
-    assert numbers(sample(pool, 4)) == [1, 3, 6, 5]
+    assert numbers(sample(YES_NO, pool, 4)) == [1, 3, 6, 5]
 
 
 def test_labels_take_turns_among_the_protected() -> None:
     pool = [case(number, value=True) for number in range(9)] + [case(20)]
-    assert numbers(sample(pool, 4)) == [20, 8, 7, 6]
+    assert numbers(sample(YES_NO, pool, 4)) == [20, 8, 7, 6]
 
 
 def test_room_that_one_half_leaves_is_filled_by_the_other() -> None:
     pool = [case(number, 0) for number in range(10)] + [case(20)]
-    assert numbers(sample(pool, 6)) == [9, 8, 7, 6, 5, 20]
+    assert numbers(sample(YES_NO, pool, 6)) == [9, 8, 7, 6, 5, 20]
     pool = [case(0, 0)] + [case(number) for number in range(20, 30)]
-    assert len(sample(pool, 6)) == 6
-    assert len(sample([case(number) for number in range(9)], 6)) == 6
+    assert len(sample(YES_NO, pool, 6)) == 6
+    assert len(sample(YES_NO, [case(number) for number in range(9)], 6)) == 6
 
 
 def test_items_that_experts_disagree_about_have_no_right_verdict() -> None:
     pool = [case(1, 0), case(1, value=True, annotator="ben"), case(2), case(2, annotator="ben"), case(3)]
-    assert numbers(sample(pool, None)) == [3, 2]
+    assert numbers(sample(YES_NO, pool, None)) == [3, 2]
+
+
+def test_near_verdicts_are_agreed_and_what_most_gave_is_right() -> None:
+    pool = [case(1, value=4), case(1, value=5, annotator="ben"), case(2, value=1), case(2, value=5, annotator="ben"), case(3, value=3)]
+    pool += [case(3, value=3, annotator="ben"), case(3, value=4, annotator="cat"), *(case(4, value=n, annotator=str(n)) for n in (3, 4, 5))]
+    assert [(case.record.value, case.record.annotator) for case in sample(STARS, pool, None)] == [(3, "ben"), (5, "ben")]
 
 
 def test_full_is_all() -> None:
-    assert numbers(sample([case(1), case(2, 0), case(3, 1, missed=True)], None)) == [3, 2, 1]
+    assert numbers(sample(YES_NO, [case(1), case(2, 0), case(3, 1, missed=True)], None)) == [3, 2, 1]

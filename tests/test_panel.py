@@ -69,9 +69,9 @@ def _as_text(feedback: Feedback) -> Feedback:
 
 
 def test_contested_items_come_widest_apart_first_and_all_opinions_are_there() -> None:
-    records = said(1, meg=4, owen=5) + said(2, meg=1, owen=5, ida=1) + said(3, meg=2, owen=2)
+    records = said(1, meg=3, owen=5) + said(4, meg=4, owen=5) + said(2, meg=1, owen=5, ida=1) + said(3, meg=2, owen=2)
     found = panel(Scale.score(1, 5), records)
-    assert [[f.value for f in contested] for contested in found.contested] == [[1, 5, 1], [4, 5]]
+    assert [[f.value for f in contested] for contested in found.contested] == [[1, 5, 1], [3, 5]]
     assert "meg says 1, owen says 5, ida says 1: input: question 2" in " ".join(found.lines())
 
 

@@ -75,6 +75,15 @@ def test_a_contested_item_is_a_question_until_the_experts_agree(make_judge: Make
     assert judge.memory.questions() == []
 
 
+def test_near_verdicts_on_an_item_are_no_question(make_judge: MakeJudge) -> None:
+    judge = make_judge(scale=Scale.score(1, 5))
+    report = judge.align([record(1, value=4), record(1, value=5, annotator="ben"), record(2, value=1), record(2, value=5, annotator="ben")])
+    assert report.contested == (record(2).item.id,)
+    assert [[e.feedback.value for side in question.sides for e in side] for question in judge.memory.questions()] == [[1, 5]]
+    assert [[f.value for f in contested] for contested in judge.panel().contested] == [[1, 5]]
+    assert set(judge.align([record(1, value=3, annotator="cat")]).contested) == {record(1).item.id, record(2).item.id}
+
+
 def test_the_command_shows_both_sides_and_takes_the_answer(make_judge: MakeJudge, db: str) -> None:
     judge = make_judge(memory=db)
     quarrel(judge)

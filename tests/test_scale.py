@@ -283,6 +283,27 @@ def test_unknown_dictionaries(data: dict[str, object]) -> None:
         Scale.from_dict(data)
 
 
+@pytest.mark.parametrize(
+    ("scale", "values", "near"),
+    [
+        (Scale.score(1, 5), [4, 5], True),
+        (Scale.score(1, 5), [3, 4, 5], False),
+        (Scale.score(1, 5), [1, 5], False),
+        (Scale.score(0, 100), [70, 80], True),
+        (Scale.score(0, 100), [70, 81], False),
+        (Scale.score(0, 1), [0, 1], False),
+        (Scale.categories("poor", "fair", "good", ordered=True), ["Fair", "good"], True),
+        (Scale.categories("poor", "fair", "good", ordered=True), ["poor", "good"], False),
+        (Scale.categories("poor", "fair", "good"), ["fair", "good"], False),
+        (Scale.boolean(), [True, False], False),
+        (Scale.boolean(), [True, True], True),
+        (Scale.score(1, 5), [], True),
+    ],
+)
+def test_verdicts_that_are_near(scale: Scale, values: list[object], near: bool) -> None:
+    assert scale.near(values) is near
+
+
 def test_importing_it_loads_nothing_heavy() -> None:
     code = "import sys, memalign.scale; print([m for m in ('numpy', 'pydantic', 'scipy', 'pyarrow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -48,7 +48,7 @@ class Panel:
     On an ordinal scale differences are squared distances of the values, so 4 and 5 are close. None: no item is shared, or all verdicts are equal."""
     pairs: tuple[Pair, ...]
     contested: tuple[tuple[Feedback, ...], ...]
-    """For each item on which experts differ, their records, the widest apart first."""
+    """For each item on which experts differ, by more than is near on an ordinal scale, their records, the widest apart first."""
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; contested records by id."""
@@ -82,7 +82,7 @@ def panel(scale: Scale, records: Iterable[Feedback], *, seed: int = 0) -> Panel:
     counts = Counter(annotator for records in shared for annotator in records)
     pairs = [found for names in combinations(sorted(counts), 2) if (found := _pair(scale, names, shared, seed)) is not None]
     positions = {label: place for place, label in enumerate(scale.labels)}
-    contested = [list(records.values()) for records in shared if len({scale.label_of(record.value) for record in records.values()}) > 1]
+    contested = [list(records.values()) for records in shared if not scale.near(record.value for record in records.values())]
     contested.sort(key=lambda records: -_spread(scale, positions, records))
     return Panel(
         records=dict(counts.most_common()),

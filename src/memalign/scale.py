@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -21,6 +21,8 @@ _WHOLE_NUMBER = re.compile(r"\+?([0-9]{1,9})(?:\.0*)?")
 _QUOTES = "\"'`"
 _YES_WORDS = ("true", "yes", "y", "pass")
 _NO_WORDS = ("false", "no", "n", "fail")
+_LEAST_STEP = 0.1
+"""Of an ordinal scale's length: smaller moves are no change."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,22 @@ class Scale:
     def label_of(self, value: Any) -> str:
         """Give the label that stands for a value. Raises BadRecord when it is not on the scale."""
         return self.labels[self.values.index(self.check(value))]
+
+    @property
+    def step(self) -> float:
+        """The least difference that counts, of the scale's length: another label, or on an ordinal scale one label but at least a tenth of it."""
+        return max(1.0 / (len(self.values) - 1), _LEAST_STEP) if self.ordinal else 1.0
+
+    def near(self, values: Iterable[Any]) -> bool:
+        """Whether verdicts are as good as one: equal, or on an ordinal scale no more than a step apart, but never its two ends.
+
+        Raises BadRecord when one is not on the scale.
+        """
+        if not self.ordinal:
+            return len({self.label_of(value) for value in values}) < 2
+        places = [self.values.index(self.check(value)) for value in values]
+        apart = max(places, default=0) - min(places, default=0)
+        return apart < len(self.values) - 1 and apart <= self.step * (len(self.values) - 1) + 1e-9
 
     def value_of(self, label: str) -> Value:
         """Give the value that a label stands for. Raises BadRecord when there is no such label."""

@@ -74,7 +74,8 @@ def commit(
             named = [stored.feedback.id for stored in admitted]
             revisions.commit(connection, judge_id, revision, verb="align", actor=actor, counts=counts, ids=named)
         log_calls(connection, judge_id, meter.calls)
-        return _report(connection, judge_id, revision, outcome, distilled, seen, meter)
+        contested = tuple(episodic.contested(connection, judge_id, revision, memory.scale))
+        return _report(connection, judge_id, revision, outcome, distilled, seen, contested, meter)
 
 
 def _apply(connection: Connection, judge_id: int, revision: int, proposals: Sequence[Proposal], ids: Mapping[int, str], outcome: _Outcome) -> None:
@@ -154,7 +155,14 @@ def _archive(connection: Connection, judge_id: int, revision: int, limits: Limit
 
 
 def _report(
-    connection: Connection, judge_id: int, revision: int, outcome: _Outcome, distilled: Distillation, seen: Counter[str], meter: Meter
+    connection: Connection,
+    judge_id: int,
+    revision: int,
+    outcome: _Outcome,
+    distilled: Distillation,
+    seen: Counter[str],
+    contested: tuple[str, ...],
+    meter: Meter,
 ) -> AlignReport:
     guidelines = {guideline.id: guideline for guideline in semantic.at(connection, judge_id, revision)}
 
@@ -175,7 +183,7 @@ def _report(
         archived=named(outcome.archived),
         retired=named(outcome.retired),
         rejected=(*distilled.rejected, *outcome.rejected),
-        contested=tuple(episodic.contested(connection, judge_id, revision)),
+        contested=contested,
         failed_batches=tuple(batch for batch, _ in distilled.failed),
         unrelated=tuple(distilled.unrelated),
         unconsumed=len(episodic.waiting(connection, judge_id)),

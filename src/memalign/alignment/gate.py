@@ -23,8 +23,6 @@ LEAST_ERRORS = 5
 """Errors of which a change must fix one: that a change fixes none of fewer says next to nothing about it."""
 LEAST_COMPARED = 0.75
 """Share of the cases that must have a verdict on both sides; with fewer, nothing can be said."""
-_LEAST_STEP = 0.1
-"""Of an ordinal scale's length: smaller moves are no change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +44,11 @@ def distance(scale: Scale, expert: Any, verdict: Any) -> float:
     return abs(places[0] - places[1]) / (len(scale.values) - 1)
 
 
-def step(scale: Scale) -> float:
-    """The least difference of distances that counts: another label, or on ordinal scales one label but at least a tenth of the scale."""
-    return max(1.0 / (len(scale.values) - 1), _LEAST_STEP) if scale.ordinal else 1.0
-
-
 def effect(before: Sequence[float], after: Sequence[float], least: float) -> Effect:
-    """What a change did to a case, from the distances of its verdicts without and with it: only what all of them agree on is an effect."""
+    """What a change did to a case, from the distances of its verdicts without and with it: only what all of them agree on is an effect.
+
+    ``least``: the difference that counts, ``Scale.step``.
+    """
     slack = least - 1e-9
     if min(before) - max(after) >= slack:
         return "fixed"
@@ -102,18 +98,17 @@ def culprits(changes: Sequence[T]) -> Generator[list[T], bool, tuple[list[T], li
     return accepted + rest, rejected
 
 
-def sample(cases: Sequence[Case], size: int | None) -> list[Case]:
+def sample(scale: Scale, cases: Sequence[Case], size: int | None) -> list[Case]:
     """At most ``size`` cases (None: all): half of them such that changes rest on them, each change in its turn, then the others.
 
     Cases that the judge is known to have missed come first among a change's own, since they are what it should fix; the others are to stay right,
-    so there those come last; labels take turns, newer before older. One case an item, none that experts disagree about. Deterministic.
+    so there those come last; labels take turns, newer before older. One case an item, none that experts disagree about: where their verdicts are
+    merely near, the one that most gave, of equally many the newest. Deterministic.
     """
-    values: dict[str, set[str]] = {}
-    newest: dict[str, Case] = {}
+    items: dict[str, list[Case]] = {}
     for case in cases:
-        values.setdefault(case.record.item.id, set()).add(str(case.record.value))
-        newest[case.record.item.id] = case
-    agreed = [case for item, case in newest.items() if len(values[item]) == 1][::-1]
+        items.setdefault(case.record.item.id, []).append(case)
+    agreed = [spoken for found in items.values() if (spoken := _spoken(scale, found)) is not None][::-1]
     own = sorted((case for case in agreed if case.changes), key=lambda case: case.missed is not True)
     others = sorted((case for case in agreed if not case.changes), key=lambda case: case.missed is True)
     if size is None:
@@ -123,6 +118,14 @@ def sample(cases: Sequence[Case], size: int | None) -> list[Case]:
     rest = _in_turn([[case for case in others if str(case.record.value) == label] for label in labels])
     kept = max(size - size // 2, size - len(rest))
     return targets[:kept] + rest[: size - min(kept, len(targets))]
+
+
+def _spoken(scale: Scale, found: Sequence[Case]) -> Case | None:
+    """The case that stands for an item; None when experts disagree about it."""
+    values = [case.record.value for case in found]
+    if len(found) > 1 and not scale.near(values):
+        return None
+    return found[max(range(len(found)), key=lambda place: (values.count(values[place]), place))]
 
 
 def _in_turn(queues: Sequence[Sequence[Case]]) -> list[Case]:

@@ -50,7 +50,7 @@ class AlignReport:
     rejected: tuple[Rejected, ...] = ()
     """Proposals of the model that did not pass the checks, with reasons."""
     contested: tuple[str, ...] = ()
-    """Item ids on which experts' verdicts differ."""
+    """Item ids on which experts' verdicts differ; on an ordinal scale by more than a step, so that 4 and 5 do not."""
     failed_batches: tuple[FailedBatch, ...] = ()
     unrelated: tuple[str, ...] = ()
     """Why new guidelines were not compared with those there are, for each call that failed: some may say the same, or contradict each other."""

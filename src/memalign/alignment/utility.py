@@ -35,7 +35,7 @@ async def utilities(
     On ordinal scales a verdict counts by its distance from the expert's, from 0 to 1. A record's own case is hidden; each guideline is
     measured on at most ``size`` records (None: all). One without two verdicts on any record is left out of the result.
     """
-    measured = {guideline.id: sample(_cases(guideline, records), size) for guideline in guidelines}
+    measured = {guideline.id: sample(scale, _cases(guideline, records), size) for guideline in guidelines}
     items = {case.record.item.id: case for cases in measured.values() for case in cases}
     pairs = [(guideline, case) for guideline in guidelines for case in measured[guideline.id]]
     total, done = len(items) + len(pairs), 0

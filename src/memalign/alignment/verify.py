@@ -12,7 +12,7 @@ from statistics import median
 from typing import Generic, Literal, Protocol, TypeVar
 
 from memalign.agreement import mcnemar_p
-from memalign.alignment.gate import DRAWS, Case, Effect, culprits, distance, effect, enough, refusal, sample, step
+from memalign.alignment.gate import DRAWS, Case, Effect, culprits, distance, effect, enough, refusal, sample
 from memalign.alignment.proof import Outcome, Refused, Replayed, Verification
 from memalign.engines import in_flight
 from memalign.records import Failure, Guideline, Item, Verdict
@@ -85,7 +85,7 @@ async def verify(
     if trying.mode == "off" or not loud:
         return Trial(list(changes), [], Verification(mode=trying.mode, outcome="off" if trying.mode == "off" else "nothing"))
 
-    chosen = sample(cases, FAST if trying.mode == "fast" else None)
+    chosen = sample(scale, cases, FAST if trying.mode == "fast" else None)
     bench: _Bench[T] = _Bench(trying, meter, scale, progress, lambda some: outlook([*silent, *some]))
     standing, refused, told = loud, list[T](), list[Refused]()
     first: _Comparison | None = None
@@ -170,7 +170,7 @@ class _Bench(Generic[T]):
                 side.append(verdict)
             far = [[distance(self.scale, case.record.value, verdict.value) for verdict in side] for side in (before, after)]
             without_it, with_it = [[median(side)] for side in far] if most else far
-            seen = effect(without_it, with_it, step(self.scale))
+            seen = effect(without_it, with_it, self.scale.step)
             once = seen if draw == 0 else once
             if seen == "unchanged" and not most:
                 break

@@ -14,6 +14,7 @@ from memalign.memory import drafts
 from memalign.memory.revisions import holds_at, now
 from memalign.records import Episode, Feedback, Item, canonical, content_hash
 from memalign.rendering import search_text
+from memalign.scale import Scale
 from memalign.stores import Store, schema
 
 _TABLE = schema.feedback
@@ -212,11 +213,14 @@ def newest(connection: Connection, judge_id: int, ids: Sequence[str]) -> list[St
     return [_stored(row) for row in found.values()]
 
 
-def contested(connection: Connection, judge_id: int, revision: int) -> list[str]:
-    """Items on which the experts' verdicts differ."""
+def contested(connection: Connection, judge_id: int, revision: int, scale: Scale) -> list[str]:
+    """Items on which the experts' verdicts differ, by more than is near on the scale."""
     condition = (_TABLE.c.judge_id == judge_id) & holds_at(_TABLE, revision)
     grouped = select(_TABLE.c.item_id).where(condition).group_by(_TABLE.c.item_id).having(func.count(_TABLE.c.value.distinct()) > 1)
-    return list(connection.execute(grouped.order_by(_TABLE.c.item_id)).scalars())
+    given: dict[str, list[Any]] = {}
+    for row in connection.execute(select(_TABLE.c.item_id, _TABLE.c.value).where(condition, _TABLE.c.item_id.in_(grouped)).distinct()):
+        given.setdefault(row.item_id, []).append(json.loads(row.value))
+    return sorted(item_id for item_id, values in given.items() if not scale.near(values))
 
 
 def shared(connection: Connection, judge_id: int, revision: int, item_ids: Sequence[str] = ()) -> list[Stored]:
