@@ -82,6 +82,27 @@ def test_verdicts_given_in_service_are_used_again(make_judge: MakeJudge) -> None
     assert purposes(model)["screen"] == 1
 
 
+@pytest.mark.both_stores
+def test_a_verdict_that_saw_the_experts_word_is_not_used_again(make_judge: MakeJudge) -> None:
+    def answer(request: ChatRequest) -> Any:
+        own = any("reply 1" in message.content for message in request.messages[1:-1])
+        return expert(request) if request.purpose == "distil" else says("yes" if own else "no")
+
+    model = ScriptedChatModel(answer)
+    judge = make_judge(model)
+    judge.align([record(1, value=True)])
+    verdict = judge(inputs="question 1", outputs="reply 1")
+    assert (verdict.value, verdict.episode_ids) == (True, (record(1).id,))
+    judge.align([record(1, "too cold"), record(1, "too cold", annotator="ben")])
+    assert [episode.judged for episode in judge.memory.episodes()] == [None, None]
+    judge.align([record(1, "far too cold")], screen=True)
+    assert [episode.judged for episode in judge.memory.episodes()] == [None, False], "of the judge without the case: no error"
+    judge.unalign([episode.feedback.id for episode in judge.memory.episodes()])
+    assert judge(inputs="question 1", outputs="reply 1").value is False
+    judge.align([record(1, "cold", annotator="cat", value=True)])
+    assert [episode.judged for episode in judge.memory.episodes()] == [False], "memory held no case of it any more"
+
+
 @pytest.mark.parametrize("screen", [False, None])
 def test_screening_is_off_without_verification(make_judge: MakeJudge, screen: bool | None) -> None:
     model = ScriptedChatModel(expert)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, insert, select
+from sqlalchemy import Connection, Table, exists, func, insert, select
 
-from memalign.memory.revisions import now
+from memalign.memory.revisions import holds_at, now
 from memalign.records import Usage, Verdict, canonical
 from memalign.stores import schema
 
@@ -84,10 +84,12 @@ def outlasting(connection: Connection, table: Table, rows: Sequence[Mapping[str,
 
 
 def last_verdicts(connection: Connection, judge_id: int, item_ids: Sequence[str]) -> dict[str, Any]:
-    """Item id -> the value last given to it, where it was judged."""
+    """Item id -> the value last given to it, where it was judged while memory held no case of its own: such a verdict repeats the experts' word."""
     table, found = schema.verdict, dict[str, str]()
+    record = schema.feedback
+    own = exists().where(record.c.judge_id == table.c.judge_id, record.c.item_id == table.c.item_id, holds_at(record, table.c.revision))
     for start in range(0, len(item_ids), _CHUNK):
-        condition = (table.c.judge_id == judge_id) & table.c.item_id.in_(item_ids[start : start + _CHUNK])
+        condition = (table.c.judge_id == judge_id) & table.c.item_id.in_(item_ids[start : start + _CHUNK]) & ~own
         found |= {row.item_id: row.value for row in connection.execute(select(table.c.item_id, table.c.value).where(condition).order_by(table.c.row))}
     return {item_id: json.loads(value) for item_id, value in found.items()}
 

@@ -75,7 +75,7 @@ class Revision:
     counts: Mapping[str, int]
 
 
-def holds_at(table: Table, revision: int) -> ColumnElement[bool]:
+def holds_at(table: Table, revision: int | ColumnElement[int]) -> ColumnElement[bool]:
     """The condition that a version of a row holds in a revision."""
     return (table.c.since <= revision) & or_(table.c.until.is_(None), table.c.until > revision)
 
