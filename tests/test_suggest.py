@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
 from conftest import MakeJudge, record
-from memalign import ConfigurationError, Failure, Item, Scale
-from memalign.labelling import chosen, doubt, near, spread, value_of_asking
+from memalign import ConfigurationError, Failure, Item, Scale, labelling
+from memalign.labelling import chosen, doubt, near, nearest, spread, value_of_asking
 from memalign.models import ChatReply, ChatRequest, TokenLogprobs
 from memalign.models.scripted import ScriptedChatModel
 
@@ -51,6 +52,31 @@ def test_near_cases_that_differ_contest_an_item() -> None:
     assert list(found.places[0][:2]) in ([0, 1], [1, 0])
     empty = near(YES_NO, unit([1, 0]), None, [])
     assert (empty.distance[0], empty.contested[0], empty.places.shape) == (1.0, 0.0, (1, 0))
+
+
+@pytest.mark.parametrize("compared", [1, 100, 4_000_000])
+@pytest.mark.parametrize("count", [1, 5, 40, 60])
+def test_the_nearest_by_blocks_are_those_of_a_stable_sort(monkeypatch: pytest.MonkeyPatch, compared: int, count: int) -> None:
+    """Small whole numbers: products are exact, and many are equal."""
+    monkeypatch.setattr(labelling, "MOST_COMPARED", compared)
+    rng = np.random.default_rng(0)
+    items, cases = (rng.integers(-1, 2, size=(rows, 4)).astype(np.float32) for rows in (23, 40))
+    similarity = np.maximum(items @ cases.T, 0.0)
+    plain = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+    places, closeness = nearest(items, cases, count)
+    assert places.tolist() == plain.tolist()
+    assert closeness.tolist() == np.take_along_axis(similarity, plain, axis=1).tolist()
+
+
+def test_a_large_memory_is_compared_within_bounds() -> None:
+    rng = np.random.default_rng(0)
+    items, cases = (rng.normal(size=(rows, 8)).astype(np.float32) for rows in (500, 50_000))
+    tracemalloc.start()
+    try:
+        nearest(items, cases, 5)
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000, "all at once: 200 MB for each copy"
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_chosen_is_typical_and_not_the_same_twice() -> None:

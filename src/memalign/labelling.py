@@ -26,6 +26,9 @@ MOST_CANDIDATES = 4000
 MOST_REPRESENTED = 2000
 """Items, drawn at random but the same at every call, for which the candidates may stand."""
 
+MOST_COMPARED = 4_000_000
+"""Similarities of items to cases that are held at once."""
+
 ALIKE = 0.7
 """Cosine similarity from which on one item is said to resemble another."""
 
@@ -49,15 +52,32 @@ def near(scale: Scale, items: Vectors, cases: Vectors | None, verdicts: Sequence
     """Distance and contest of items, from unit vectors of shape (items, dimension) and (cases, dimension) and the experts' values on each case."""
     if cases is None or not len(cases):
         return Near(np.ones(len(items)), np.zeros(len(items)), np.zeros((len(items), 0), dtype=np.intp))
-    similarity = np.maximum(np.asarray(items @ cases.T, dtype=np.float64), 0.0)
-    places = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
-    closeness = np.take_along_axis(similarity, places, axis=1)
+    places, closeness = nearest(items, cases, NEIGHBOURS)
     kinds: Sequence[Any] = scale.values or list(dict.fromkeys(scale.label_of(value) for values in verdicts for value in values))
     named = verdicts if scale.values else [[scale.label_of(value) for value in values] for values in verdicts]
     shares = np.array([[values.count(value) / len(values) for value in kinds] for values in named])
     weight = closeness / np.maximum(closeness.sum(axis=1, keepdims=True), 1e-9)
     mixed = np.einsum("in,inl->il", weight, shares[places])
     return Near(1.0 - closeness[:, 0], closeness[:, 0] * spread(scale, mixed), places)
+
+
+def nearest(items: Vectors, cases: Vectors, count: int) -> tuple[npt.NDArray[np.intp], Floats]:
+    """Places and similarities of the cases nearest to each item, shape (items, up to count), the nearest first and of equally near ones the first.
+
+    What is not alike at all counts as 0. Items are compared block by block, so that RAM holds ``MOST_COMPARED`` similarities at once.
+    """
+    count = min(count, len(cases))
+    places, closeness = np.empty((len(items), count), dtype=np.intp), np.empty((len(items), count))
+    size = max(1, MOST_COMPARED // len(cases))
+    for start in range(0, len(items), size):
+        similarity = np.maximum(items[start : start + size] @ cases.T, 0.0)
+        top = np.argpartition(similarity, len(cases) - count, axis=1)[:, len(cases) - count :]
+        least = np.take_along_axis(similarity, top, axis=1).min(axis=1)
+        for row, (found, bound) in enumerate(zip(similarity, least, strict=True), start=start):
+            enough = np.flatnonzero(found >= bound)  # more than count where several are as near as the last one
+            places[row] = enough[np.argsort(-found[enough], kind="stable")[:count]]
+            closeness[row] = found[places[row]]
+    return places, closeness
 
 
 def spread(scale: Scale, shares: Floats) -> Floats:
