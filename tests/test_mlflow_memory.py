@@ -15,7 +15,7 @@ pytest.importorskip("mlflow", reason="the MLflow integration is tested where MLf
 
 import mlflow
 from mlflow.exceptions import MlflowException
-from mlflow.genai.scorers import get_scorer, list_scorers
+from mlflow.genai.scorers import Scorer, get_scorer, list_scorers
 
 import memalign
 from mlflow_support import Made, Ours, Provider, Said, Theirs, has_their_newest, log, make
@@ -182,6 +182,29 @@ def test_a_memory_that_is_gone_is_said(experiment: str, provider: Provider, tmp_
         loaded(inputs=PARCEL, outputs="A reply.")
     assert not memory.exists()
     assert load_judge("polite", memory=moved)(inputs=PARCEL, outputs="A reply.").metadata[SHOWN]
+
+
+def test_another_memory_of_the_same_name_is_not_taken_for_it(experiment: str, provider: Provider, tmp_path: Path) -> None:
+    from memalign.integrations.mlflow import load_judge
+
+    memory, kept = tmp_path / "support.db", tmp_path / "kept.db"
+    registered = make().align([log(Said(False, "tone"), inputs=PARCEL)], Ours().optimizer(memory=memory))
+    registered.register()
+    registered.close()
+    memory.rename(kept)
+    make().align([log(Said(True, "length"), inputs=PARCEL)], Ours().optimizer(memory=memory)).close()
+    with pytest.raises(MlflowException, match=r"is gone: .*holds another judge 'polite'.*load_judge"):
+        load_judge("polite")
+    with pytest.raises(MlflowException, match="holds another judge"):
+        load_judge("polite", memory=memory)
+    assert load_judge("polite", memory=kept).memory.episodes()[0].feedback.rationale == "tone"
+
+
+def test_a_judge_registered_without_a_mark_is_loaded(trace: Made, provider: Provider) -> None:
+    judge = make().align([trace(Said(False, "tone"))], Ours().optimizer())
+    form = judge.model_dump()
+    assert form["memory_augmented_judge_data"]["memalign"]["place"].pop("mark")
+    assert len(Scorer.model_validate(form).memory.episodes()) == 1
 
 
 def test_a_judge_that_is_not_ours_is_said(experiment: str, provider: Provider) -> None:

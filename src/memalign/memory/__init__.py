@@ -71,6 +71,11 @@ class Memory(Guidance):
         with self._reading() as (connection, _):
             return revisions.history(connection, self.judge_id)
 
+    def mark(self, revision: int) -> str:
+        """By which a revision is known again: that of another judge differs, even at the same place under the same name."""
+        with self._reading() as (connection, _):
+            return revisions.mark(connection, self.judge_id, revision)
+
     def audit(self) -> Audit:
         """Who changed memory when and how much, and whether the chain of seals holds."""
         with self._reading() as (connection, _):

@@ -142,6 +142,12 @@ def history(connection: Connection, judge_id: int) -> list[Revision]:
     return [Revision(number=row.number, at=row.at, actor=row.actor, verb=row.verb, counts=json.loads(row.counts)) for row in found]
 
 
+def mark(connection: Connection, judge_id: int, number: int) -> str:
+    """A digest of a revision of this judge as it was made: no other judge has one that is equal, of whatever name."""
+    at = connection.execute(select(schema.revision.c.at).where(schema.revision.c.judge_id == judge_id, schema.revision.c.number == number)).scalar()
+    return audit.digest(audit.key(connection, judge_id), f"{number} {at}")
+
+
 def purges_since(connection: Connection, judge_id: int, revision: int) -> list[int]:
     """The purges after a revision, oldest first: what they deleted can neither be shown nor brought back."""
     table = schema.revision

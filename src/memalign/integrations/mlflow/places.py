@@ -44,6 +44,8 @@ class Place:
     name: str
     """The judge's name in it."""
     revision: int
+    mark: str | None = None
+    """By which that revision is known again; None in judges that were registered without."""
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -105,7 +107,7 @@ class Reader:
         place = self.place
         try:
             with as_mlflow(f"cannot open the memory of judge {self.base.name!r}"):
-                return memalign.Judge.load(place.memory, place.name, **_settings(self.base, self.means)).at(place.revision)
+                return _the_same(memalign.Judge.load(place.memory, place.name, **_settings(self.base, self.means)).at(place.revision), place)
         except Exception as error:
             if not isinstance(error.__cause__, NotFound):
                 raise
@@ -160,7 +162,7 @@ def newest(judge: memalign.Judge) -> int:
 
 def at_newest(base: BaseJudge, judge: memalign.Judge, memory: str, means: Means, revision: int) -> Reader:
     """The reader of what ``judge`` just learned; it shares what the judge has opened."""
-    return Reader(base, Place(memory=memory, name=judge.name, revision=revision), means, judge)
+    return Reader(base, Place(memory=memory, name=judge.name, revision=revision, mark=judge.memory.mark(revision)), means, judge)
 
 
 def moved(reader: Reader, memory: str) -> Reader:
@@ -174,6 +176,14 @@ _learning: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.
 def learning(memory: str, name: str) -> threading.Lock:
     """Held while a judge's memory is changed, so that two threads of this process branch instead of mixing."""
     return _learning[memory, name]
+
+
+def _the_same(judge: memalign.Judge, place: Place) -> memalign.Judge:
+    """The judge, if it is the one that is meant and no other of its name. Raises NotFound."""
+    if place.mark in (None, judge.memory.mark(place.revision)):
+        return judge
+    judge.close()
+    raise NotFound(f"{place.memory} holds another judge {place.name!r}, which learned something else")
 
 
 def _settings(base: BaseJudge, means: Means) -> dict[str, Any]:
