@@ -14,6 +14,7 @@ pytest.importorskip("mlflow", reason="the MLflow integration is tested where MLf
 
 from mlflow.exceptions import MlflowException
 
+import memalign
 from mlflow_support import Made, Ours, Provider, Said, Theirs, make
 
 pytest_plugins = ["mlflow_support"]
@@ -217,6 +218,41 @@ def test_guidelines_only_grow_defect(side: Side, trace: Made, provider: Provider
 def test_more_evidence_joins_a_rule(side: Side, trace: Made) -> None:
     first = make().align([trace(Said(False, "tone"))], side.optimizer())
     assert len(side.guidelines(first.align([trace(Said(False, "tone"))], side.optimizer()))) == 1
+
+
+# What experts do by hand
+
+
+def by_hand(judge: Any) -> memalign.Judge:
+    """The judge's memory as its experts open it: by name, outside MLflow."""
+    return memalign.Judge.load(judge.place.memory, judge.place.name)
+
+
+def test_what_experts_changed_by_hand_is_gone_on_from(trace: Made, provider: Provider) -> None:
+    one = trace(Said(False, "tone"))
+    first = make().align([one], Ours().optimizer())
+    by_hand(first).memory.add("Always greet the customer.")
+    assert rules(Ours(), first) == ["tone"]
+    assert [g.text for g in first.latest().memory.guidelines()][-1] == "Always greet the customer."
+    assert first.latest().latest().place == first.latest().place
+    unchanged, more = first.align([one]), first.align([trace(Said(True, "length"))])
+    assert [g.text for g in unchanged.memory.guidelines()][-1] == "Always greet the customer."
+    assert (more.place.name, more.place.revision) == (first.place.name, first.place.revision + 2)
+    assert "Always greet the customer." in more.instructions
+    assert "Always greet the customer." in first.unalign([one]).instructions  # another judge went on meanwhile: from the edit, without that one
+    assert first.unalign([one]).place.name != first.place.name
+
+
+def test_what_experts_changed_after_another_judge_learned_is_named(trace: Made, provider: Provider, caplog: pytest.LogCaptureFixture) -> None:
+    first = make().align([trace(Said(False, "tone"))], Ours().optimizer())
+    left = first.align([trace(Said(True, "length"))])
+    by_hand(first).memory.add("Always greet the customer.")
+    with caplog.at_level(logging.WARNING):
+        right = first.align([trace(Said(True, "warmth"))])
+    assert "Always greet" not in right.instructions
+    assert f"from revision {first.place.revision} of" in caplog.text
+    assert f"add in revision {left.place.revision + 1}" in caplog.text
+    assert "Always greet" in left.align([trace(Said(True, "warmth"))]).instructions
 
 
 # Aligning again

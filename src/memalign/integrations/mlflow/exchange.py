@@ -68,7 +68,7 @@ def import_judge(judge: Judge, optimizer: MemAlignOptimizer | None = None, *, tr
         ]
         memory = chosen._shared or places.whereabouts(None)
         writer = places.writer(base, memory, base.name if chosen._shared else places.own_name(base.name), chosen._means)
-        report = edge.run(adopt(writer.session, labelled.feedback, learned, actor="mlflow"))
+        report = edge.run(adopt(writer.session, labelled.feedback, learned, actor=places.ACTOR))
     if skipped:
         _logger.warning("judge %r: nothing was taken over from %d of %d traces: %s", judge.name, len(skipped), len(wanted), skipped)
     reader = places.at_newest(base, writer, memory, chosen._means, report.revision)

@@ -138,6 +138,16 @@ class AlignedJudge(Judge):  # type: ignore[misc]
 
         return withdrawn(self, {trace.info.trace_id for trace in traces})
 
+    def latest(self) -> AlignedJudge:
+        """The judge at the newest revision of its memory, with all that experts and other judges have changed there since; this one if none did."""
+        revision = self._reader.newest
+        return self if revision == self.place.revision else AlignedJudge(self._reader.at(revision), name=self.name)
+
+    def followed(self) -> AlignedJudge:
+        """The judge with what experts changed by hand in its memory since; ``align`` and ``unalign`` go on from it."""
+        revision = self._reader.followed()
+        return self if revision == self.place.revision else AlignedJudge(self._reader.at(revision), name=self.name)
+
     def agreement(self, traces: Sequence[Trace], *, memory: Part = "both") -> memalign.Agreement:
         """How far it agrees with the human assessments of traces; what it learned from a trace is hidden while it judges that trace.
 

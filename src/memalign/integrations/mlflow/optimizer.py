@@ -21,11 +21,10 @@ from memalign.integrations.mlflow.assessments import Labelled, experiment_of, re
 from memalign.integrations.mlflow.faults import as_mlflow, refused
 from memalign.integrations.mlflow.items import variables
 from memalign.integrations.mlflow.judge import AlignedJudge
-from memalign.integrations.mlflow.places import Means
+from memalign.integrations.mlflow.places import ACTOR, Means
 from memalign.integrations.mlflow.scales import scale_of
 
 _logger = logging.getLogger(__name__)
-_ACTOR = "mlflow"
 _SHOWN = 5
 
 
@@ -73,7 +72,8 @@ class MemAlignOptimizer(AlignmentOptimizer):  # type: ignore[misc]
     def align(self, judge: Judge, traces: Sequence[Trace]) -> AlignedJudge:
         """Learn from the human assessments on traces. Gives a new judge, or ``judge`` itself when its memory knows all of them already.
 
-        Traces nobody assessed are skipped and named in the new judge's ``skipped``. Records that an earlier align could not finish are taken up.
+        What experts changed by hand in a judge's memory since is gone on from. Traces nobody assessed are skipped and named in the new judge's
+        ``skipped``. Records that an earlier align could not finish are taken up.
         Raises MlflowException: no assessment at all; assessments that were all removed (use ``unalign``); values that are no verdicts.
         """
         if self._verify != "off" and "trace" in variables(judge):
@@ -84,7 +84,7 @@ class MemAlignOptimizer(AlignmentOptimizer):  # type: ignore[misc]
             labelled = read(base, scale_of(base.feedback_value_type), list(traces))
             if known is not None:
                 with places.learning(known.place.memory, known.place.name):
-                    return self._again(known, labelled)
+                    return self._again(known.followed(), labelled)
             return self._first(base, labelled)
 
     def _known(self, judge: Judge) -> AlignedJudge | None:
@@ -128,9 +128,9 @@ class MemAlignOptimizer(AlignmentOptimizer):  # type: ignore[misc]
 
     def _learned(self, base: Judge, writer: memalign.Judge, memory: str, means: Means, labelled: Labelled, held: dict[str, Feedback]) -> AlignedJudge:
         with _progress() as progress:
-            report = writer.align(labelled.feedback, verify=self._verify, actor=_ACTOR, progress=progress)
+            report = writer.align(labelled.feedback, verify=self._verify, actor=ACTOR, progress=progress)
         removed = _removed(held, labelled)
-        revision = writer.unalign(removed, actor=_ACTOR).revision if removed else report.revision
+        revision = writer.unalign(removed, actor=ACTOR).revision if removed else report.revision
         reader = places.at_newest(base, writer, memory, means, revision)
         _say_skipped(base.name, labelled)
         _say_failed(base.name, report)
@@ -140,14 +140,15 @@ class MemAlignOptimizer(AlignmentOptimizer):  # type: ignore[misc]
 def withdrawn(judge: AlignedJudge, gone: set[str]) -> AlignedJudge:
     """A judge that learned nothing from some traces; ``judge`` itself, with a warning, if it did not anyway."""
     with as_mlflow(f"cannot unalign judge {judge.name!r}"):
-        ids = [episode.feedback.id for episode in judge.memory.episodes() if trace_id_of(episode.feedback) in gone]
-        if not ids:
-            _logger.warning("judge %r learned nothing from these %d traces; it is unchanged", judge.name, len(gone))
-            return judge
         place, means = judge.place, judge._reader.means
         with places.learning(place.memory, place.name):
+            judge = judge.followed()
+            ids = [episode.feedback.id for episode in judge.memory.episodes() if trace_id_of(episode.feedback) in gone]
+            if not ids:
+                _logger.warning("judge %r learned nothing from these %d traces; it is unchanged", judge.name, len(gone))
+                return judge
             writer = _tip(judge, means)
-            report = writer.unalign(ids, actor=_ACTOR)
+            report = writer.unalign(ids, actor=ACTOR)
             reader = places.at_newest(judge.base, writer, place.memory, means, report.revision)
     return AlignedJudge(reader, name=judge.name, report=report)
 
@@ -155,9 +156,8 @@ def withdrawn(judge: AlignedJudge, gone: set[str]) -> AlignedJudge:
 def _tip(judge: AlignedJudge, means: Means) -> memalign.Judge:
     """What may go on from a judge's revision: its own memory if that is the newest, else a branch."""
     reader = judge._reader
-    writer = reader.writer(means)
-    if places.newest(writer) == judge.place.revision:
-        return writer
+    if reader.newest == judge.place.revision:
+        return reader.writer(means)
     return places.branched(reader.judge, judge.base, judge.place, means)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,11 @@ from memalign.integrations.mlflow.embedding import embedder_of
 from memalign.integrations.mlflow.faults import as_mlflow, gone
 from memalign.integrations.mlflow.model import distilling_model, judging_model
 from memalign.integrations.mlflow.scales import scale_of
+
+_logger = logging.getLogger(__name__)
+
+ACTOR = "mlflow"
+"""Who changes memory through judges of MLflow; whatever others changed, experts did by the judge's name."""
 
 DEFAULT_MEMORY = "memalign.db"
 """In the working directory, beside what MLflow itself keeps there."""
@@ -87,6 +94,36 @@ class Reader:
             return writer(self.base, self.place.memory, self.place.name, means)
         return self._writer
 
+    def at(self, revision: int) -> Reader:
+        """The same judge at another revision; itself at its own. What is open already is used again."""
+        if revision == self.place.revision:
+            return self
+        return Reader(self.base, replace(self.place, revision=revision, mark=self.judge.memory.mark(revision)), self.means, self._writer)
+
+    @property
+    def newest(self) -> int:
+        """The newest revision of its memory."""
+        return self.judge.memory.history()[-1].number
+
+    def followed(self) -> int:
+        """The revision to go on from: its own, or the last of those that experts made right after it; a warning names what experts did later.
+
+        What another judge of MLflow learned is not followed, as two may go on from one.
+        """
+        since = [made for made in self.judge.memory.history() if made.number > self.place.revision]
+        by_experts = list(takewhile(lambda made: made.actor != ACTOR, since))
+        left_out = [made for made in since[len(by_experts) :] if made.actor != ACTOR]
+        revision = by_experts[-1].number if by_experts else self.place.revision
+        if left_out:
+            _logger.warning(
+                "judge %r goes on from revision %d of %r in %s without what experts changed by hand since another judge learned there (%s; newest "
+                "revision %d): to go on from all of it, align judge.latest()",
+                *(self.base.name, revision, self.place.name, self.place.memory),
+                ", ".join(f"{made.verb} in revision {made.number}" for made in left_out),
+                since[-1].number,
+            )
+        return revision
+
     def close(self) -> None:
         """Give back what was opened; it is opened again when it is needed."""
         with self._lock:
@@ -151,13 +188,8 @@ def branched(source: memalign.Judge, base: BaseJudge, place: Place, means: Means
         if g.state not in ("retired", "superseded")
     ]
     unlearned = frozenset(record.feedback.id for record in stored if record.distilled is None)
-    edge.run(adopt(made.session, [record.feedback for record in stored], guidelines, unlearned=unlearned, actor="mlflow"))
+    edge.run(adopt(made.session, [record.feedback for record in stored], guidelines, unlearned=unlearned, actor=ACTOR))
     return made
-
-
-def newest(judge: memalign.Judge) -> int:
-    """The newest revision of a judge's memory."""
-    return judge.memory.view().revision
 
 
 def at_newest(base: BaseJudge, judge: memalign.Judge, memory: str, means: Means, revision: int) -> Reader:
