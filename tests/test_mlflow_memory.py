@@ -131,6 +131,16 @@ def test_a_named_memory_is_shared_by_judges_of_one_name(trace: Made, provider: P
     assert judge.place.name == "polite"
 
 
+def test_a_judge_of_a_shared_memory_goes_on_from_what_others_learned_there(trace: Made, provider: Provider, tmp_path: Path) -> None:
+    optimizer = Ours().optimizer(memory=tmp_path / "support.db")
+    one = make().align([trace(Said(False, "tone"))], optimizer)
+    make().align([trace(Said(True, "length"))], optimizer)
+    again = one.align([trace(Said(True, "warmth"))], optimizer)
+    assert again.place.name == "polite"
+    assert len(again.memory.episodes()) == 3
+    assert len(one.memory.episodes()) == 1
+
+
 def test_a_named_memory_does_not_mix_experiments(trace: Made, provider: Provider, tmp_path: Path) -> None:
     optimizer = Ours().optimizer(memory=tmp_path / "support.db")
     judge = make().align([trace(Said(False, "tone"), experiment="1")], optimizer)

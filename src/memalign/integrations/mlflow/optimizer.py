@@ -84,7 +84,7 @@ class MemAlignOptimizer(AlignmentOptimizer):  # type: ignore[misc]
             labelled = read(base, scale_of(base.feedback_value_type), list(traces))
             if known is not None:
                 with places.learning(known.place.memory, known.place.name):
-                    return self._again(known.followed(), labelled)
+                    return self._again(known.latest() if self._shares(known) else known.followed(), labelled)
             return self._first(base, labelled)
 
     def _known(self, judge: Judge) -> AlignedJudge | None:
@@ -109,6 +109,10 @@ class MemAlignOptimizer(AlignmentOptimizer):  # type: ignore[misc]
                 _same_experiments(base, held.values(), labelled, memory)
             _no_retraction(held, labelled)
             return self._learned(base, writer, memory, self._means, labelled, held)
+
+    def _shares(self, judge: AlignedJudge) -> bool:
+        """Whether a judge keeps the memory that all judges of its name share: there what one learned holds for the others."""
+        return self._shared == judge.place.memory and judge.place.name == judge.base.name
 
     def _again(self, judge: AlignedJudge, labelled: Labelled) -> AlignedJudge:
         base, place, memory = judge.base, judge.place, judge.memory
