@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,19 @@ def test_a_judge_of_a_shared_memory_goes_on_from_what_others_learned_there(trace
     assert again.place.name == "polite"
     assert len(again.memory.episodes()) == 3
     assert len(one.memory.episodes()) == 1
+
+
+def test_an_aligned_judge_does_not_go_on_in_another_memory(trace: Made, provider: Provider, tmp_path: Path) -> None:
+    judge = make().align([trace(Said(False, "tone"))], Ours().optimizer(memory=tmp_path / "support.db"))
+    elsewhere = Ours().optimizer(memory=tmp_path / "other.db")
+    with pytest.raises(MlflowException, match=r"keeps its memory in .*support\.db, not in .*other\.db.*kept_in"):
+        judge.align([trace(Said(True, "length"))], elsewhere)
+    assert not (tmp_path / "other.db").exists()
+    judge.close()
+    shutil.copy(tmp_path / "support.db", tmp_path / "other.db")
+    again = judge.kept_in(tmp_path / "other.db").align([trace(Said(True, "length"))], elsewhere)
+    assert (again.place.memory, len(again.memory.episodes())) == (str(tmp_path / "other.db"), 2)
+    assert len(judge.latest().memory.episodes()) == 1
 
 
 def test_a_named_memory_does_not_mix_experiments(trace: Made, provider: Provider, tmp_path: Path) -> None:

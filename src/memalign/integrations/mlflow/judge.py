@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities.assessment import Feedback
@@ -23,7 +24,7 @@ from memalign.integrations.mlflow.assessments import read, trace_id_of, trace_id
 from memalign.integrations.mlflow.faults import as_mlflow, refused
 from memalign.integrations.mlflow.items import Case, case_of, sessions, variables
 from memalign.integrations.mlflow.model import Asked, asking
-from memalign.integrations.mlflow.places import Place, Reader, moved
+from memalign.integrations.mlflow.places import Place, Reader, moved, whereabouts
 from memalign.memory import Memory
 from memalign.recalling import Part
 from memalign.records import Failure, Verdict
@@ -172,9 +173,9 @@ class AlignedJudge(Judge):  # type: ignore[misc]
 
         return serialised(self)
 
-    def kept_in(self, memory: str) -> AlignedJudge:
+    def kept_in(self, memory: str | Path) -> AlignedJudge:
         """The same judge, whose memory lies elsewhere now."""
-        return AlignedJudge(moved(self._reader, memory), name=self.name)
+        return AlignedJudge(moved(self._reader, whereabouts(memory)), name=self.name)
 
     def close(self) -> None:
         """Give back connections; the judge may be used again."""

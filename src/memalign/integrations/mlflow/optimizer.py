@@ -83,6 +83,7 @@ class MemAlignOptimizer(AlignmentOptimizer):  # type: ignore[misc]
             base = known.base if known is not None else judge
             labelled = read(base, scale_of(base.feedback_value_type), list(traces))
             if known is not None:
+                self._in_place(known)
                 with places.learning(known.place.memory, known.place.name):
                     return self._again(known.latest() if self._shares(known) else known.followed(), labelled)
             return self._first(base, labelled)
@@ -109,6 +110,15 @@ class MemAlignOptimizer(AlignmentOptimizer):  # type: ignore[misc]
                 _same_experiments(base, held.values(), labelled, memory)
             _no_retraction(held, labelled)
             return self._learned(base, writer, memory, self._means, labelled, held)
+
+    def _in_place(self, judge: AlignedJudge) -> None:
+        """An aligned judge goes on where its memory lies; a copy elsewhere would part from it unseen."""
+        if self._shared not in (None, judge.place.memory):
+            raise refused(
+                f"judge {judge.name!r} keeps its memory in {judge.place.memory}, not in {self._shared}: leave memory= out to go on there. If it was "
+                "moved, align judge.kept_in(...); to go on with a copy, take judge.memory.export(...) and `memalign import` to where it is to lie, "
+                "and align kept_in(...) of that"
+            )
 
     def _shares(self, judge: AlignedJudge) -> bool:
         """Whether a judge keeps the memory that all judges of its name share: there what one learned holds for the others."""

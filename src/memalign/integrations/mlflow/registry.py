@@ -16,7 +16,7 @@ from mlflow.genai.scorers.base import SerializedScorer
 
 from memalign.integrations.mlflow.faults import gone, refused
 from memalign.integrations.mlflow.judge import AlignedJudge
-from memalign.integrations.mlflow.places import Means, Place, Reader, whereabouts
+from memalign.integrations.mlflow.places import Means, Place, Reader
 
 _KEY = "memalign"
 """Under it, in MLflow's own form of a judge with memory, stands where ours lies."""
@@ -37,7 +37,7 @@ def load_judge(name: str, *, experiment_id: str | None = None, version: int | No
             f"{name!r} is a {type(found).__name__} without a memory of memalign's; MLflow's get_scorer loads it, and "
             "memalign.integrations.mlflow.import_judge takes over MLflow's own judges with memory"
         )
-    judge = found if memory is None else found.kept_in(whereabouts(memory))
+    judge = found if memory is None else found.kept_in(memory)
     assert judge.memory  # opens it: better now than at the first row
     return judge
 
