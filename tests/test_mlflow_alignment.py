@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("mlflow", reason="the MLflow integration is tested where MLflow is installed: make integrations")
 
 from mlflow.exceptions import MlflowException
+from mlflow.genai.scorers import Scorer
 
 import memalign
 from mlflow_support import Made, Ours, Provider, Said, Theirs, make
@@ -218,6 +219,19 @@ def test_guidelines_only_grow_defect(side: Side, trace: Made, provider: Provider
 def test_more_evidence_joins_a_rule(side: Side, trace: Made) -> None:
     first = make().align([trace(Said(False, "tone"))], side.optimizer())
     assert len(side.guidelines(first.align([trace(Said(False, "tone"))], side.optimizer()))) == 1
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_it_goes_on_verified_as_it_began(trace: Made, provider: Provider, monkeypatch: pytest.MonkeyPatch, registered: bool) -> None:
+    judge = make().align([trace(Said(False, "tone"))], Ours().optimizer(verify="fast"))
+    if registered:
+        judge = Scorer.model_validate(judge.model_dump())
+    modes = []
+    align = memalign.Judge.align
+    monkeypatch.setattr(memalign.Judge, "align", lambda *given, **named: (modes.append(named["verify"]), align(*given, **named))[1])
+    again = judge.align([trace(Said(True, "length"))])
+    again.align([trace(Said(True, "warmth"))], Ours().optimizer())
+    assert modes == ["fast", "off"]
 
 
 # What experts do by hand

@@ -224,10 +224,11 @@ def test_another_memory_of_the_same_name_is_not_taken_for_it(experiment: str, pr
     assert load_judge("polite", memory=kept).memory.episodes()[0].feedback.rationale == "tone"
 
 
-def test_a_judge_registered_without_a_mark_is_loaded(trace: Made, provider: Provider) -> None:
+def test_a_judge_registered_without_mark_and_verify_is_loaded(trace: Made, provider: Provider) -> None:
     judge = make().align([trace(Said(False, "tone"))], Ours().optimizer())
     form = judge.model_dump()
     assert form["memory_augmented_judge_data"]["memalign"]["place"].pop("mark")
+    assert form["memory_augmented_judge_data"]["memalign"]["means"].pop("verify") == "off"
     assert len(Scorer.model_validate(form).memory.episodes()) == 1
 
 

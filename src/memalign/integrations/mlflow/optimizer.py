@@ -60,14 +60,14 @@ class MemAlignOptimizer(AlignmentOptimizer):  # type: ignore[misc]
             retrieval_k=retrieval_k,
             embedding_model=embedding_model,
             embedding_dim=embedding_dim,
+            verify=verify,
         )
         self._shared = None if memory is None else places.whereabouts(memory)
-        self._verify = verify
 
     @classmethod
     def of(cls, means: Means) -> Self:
         """The optimizer that goes on with what a judge learned with."""
-        return cls(means.reflection_lm, means.retrieval_k, means.embedding_model, means.embedding_dim)
+        return cls(means.reflection_lm, means.retrieval_k, means.embedding_model, means.embedding_dim, verify=means.verify)
 
     def align(self, judge: Judge, traces: Sequence[Trace]) -> AlignedJudge:
         """Learn from the human assessments on traces. Gives a new judge, or ``judge`` itself when its memory knows all of them already.
@@ -76,8 +76,9 @@ class MemAlignOptimizer(AlignmentOptimizer):  # type: ignore[misc]
         ``skipped``. Records that an earlier align could not finish are taken up.
         Raises MlflowException: no assessment at all; assessments that were all removed (use ``unalign``); values that are no verdicts.
         """
-        if self._verify != "off" and "trace" in variables(judge):
-            raise refused(f"verify={self._verify!r} judges records again without their traces, which judge {judge.name!r} needs; use verify='off'")
+        verify = self._means.verify
+        if verify != "off" and "trace" in variables(judge):
+            raise refused(f"verify={verify!r} judges records again without their traces, which judge {judge.name!r} needs; use verify='off'")
         with as_mlflow(f"cannot align judge {judge.name!r}"):
             known = self._known(judge)
             base = known.base if known is not None else judge
@@ -142,7 +143,7 @@ class MemAlignOptimizer(AlignmentOptimizer):  # type: ignore[misc]
 
     def _learned(self, base: Judge, writer: memalign.Judge, memory: str, means: Means, labelled: Labelled, held: dict[str, Feedback]) -> AlignedJudge:
         with _progress() as progress:
-            report = writer.align(labelled.feedback, verify=self._verify, actor=ACTOR, progress=progress)
+            report = writer.align(labelled.feedback, verify=means.verify, actor=ACTOR, progress=progress)
         removed = _removed(held, labelled)
         revision = writer.unalign(removed, actor=ACTOR).revision if removed else report.revision
         reader = places.at_newest(base, writer, memory, means, revision)

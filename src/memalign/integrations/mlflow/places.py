@@ -16,6 +16,7 @@ from mlflow.genai.judges import Judge as BaseJudge
 
 import memalign
 from memalign import edge
+from memalign.alignment import Mode
 from memalign.errors import ConfigurationError, NotFound
 from memalign.integrations.mlflow.assessments import trace_ids
 from memalign.integrations.mlflow.embedding import embedder_of
@@ -40,6 +41,7 @@ class Means:
     retrieval_k: int | None = None
     embedding_model: str | None = None
     embedding_dim: int | None = None
+    verify: Mode = "off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
