@@ -375,6 +375,16 @@ def test_the_fields_of_feedback_have_other_names() -> None:
     assert record.source == "ticket 7"
 
 
+def test_the_verdict_is_no_part_of_what_is_judged() -> None:
+    found = feedback_from([labelled().with_inputs("question", "value", "rationale")], Scale.boolean())
+    assert (found.records[0].inputs, found.records[0].outputs) == ({"question": "Where is my parcel?"}, "Wait.")
+    bare = labelled().toDict()
+    (problem,) = feedback_from([bare], Scale.boolean()).errors
+    assert str(problem).startswith("row 1, field 'inputs': a plain object does not say which of its fields are inputs; name them with inputs=")
+    (record,) = feedback_from([bare], Scale.boolean(), inputs=["question"]).records
+    assert (record.inputs, record.outputs) == ({"question": "Where is my parcel?"}, "Wait.")
+
+
 def test_bad_examples_are_named_and_good_ones_go_on(make_judge: MakeJudge) -> None:
     examples = [
         labelled(value=None),

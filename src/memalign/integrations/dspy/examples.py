@@ -31,8 +31,9 @@ def feedback_from(
 
     ``value``, ``rationale`` and ``annotator`` name the fields of the verdict (of ``scale``), its reason and who gave it; the last two may be absent
     or None. ``inputs``, ``outputs``, ``expectations``: as for ``as_metric``; by default inputs are the input fields, and outputs are all other
-    fields but those of the verdict (a single one as its bare value). A bad example becomes a RowProblem with its place, from 1, and the good
-    ones go on; of equal items by one annotator with different verdicts, the later one is the problem.
+    fields (a single one as its bare value), both without those of the verdict; a plain object needs ``inputs``.
+    A bad example becomes a RowProblem with its place, from 1, and the good ones go on; of equal items by one annotator with different verdicts,
+    the later one is the problem.
     """
     places = Places(inputs, outputs, expectations, frozenset((value, rationale, annotator)))
     records: list[Feedback] = []

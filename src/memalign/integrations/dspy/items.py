@@ -41,10 +41,18 @@ class Places:
         """The item of an example and what a program made of it, or of an example that holds both. Raises BadRecord, naming the field."""
         found = example if prediction is None else prediction
         return Item(
-            inputs=_part("inputs", self.inputs, example, example, prediction, lambda: _inputs(example)),
+            inputs=_part("inputs", self.inputs, example, example, prediction, lambda: self._inputs(example)),
             outputs=_part("outputs", self.outputs, found, example, prediction, lambda: self._outputs(example, prediction)),
             expectations=_part("expectations", self.expectations, example, example, prediction, lambda: None),
         )
+
+    def _inputs(self, example: Any) -> dict[str, Any]:
+        if self.reserved and not isinstance(example, dspy.Example):
+            raise BadRecord(
+                "a plain object does not say which of its fields are inputs; name them with inputs=, or make a dspy.Example with .with_inputs(...)",
+                field="inputs",
+            )
+        return {name: value for name, value in _inputs(example).items() if name not in self.reserved}
 
     def _outputs(self, example: Any, prediction: Any) -> Any:
         if prediction is not None:
