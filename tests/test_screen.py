@@ -174,6 +174,92 @@ def test_equal_reasons_for_equal_verdicts_are_one_group() -> None:
     assert all(len({row % 2 for row in case.rows}) == 1 for case in found)
 
 
+# Opposites that memory holds
+
+TAINT = select(schema.guideline.c.id, schema.feedback.c.id).select_from(
+    schema.taint.join(schema.guideline, schema.guideline.c.row == schema.taint.c.guideline_row).join(
+        schema.feedback, schema.feedback.c.row == schema.taint.c.feedback_row
+    )
+)
+
+
+def tainted(judge: Judge, guideline_id: str) -> set[str]:
+    """Ids of the records that stood in the prompt of a guideline."""
+    with judge.memory.store.reading() as connection:
+        return {feedback_id for key, feedback_id in connection.execute(TAINT) if key == guideline_id}
+
+
+def erring(request: ChatRequest) -> Any:
+    """A judge that says yes to everything when its new records are screened."""
+    return says("yes") if request.purpose == "screen" else expert(request)
+
+
+@pytest.mark.both_stores
+def test_an_error_alone_of_its_verdict_is_shown_memorys_nearest_opposite(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(erring)
+    judge = make_judge(model)
+    far = record(9, "says nothing", value=True, inputs="unlike", outputs="all the others")
+    judge.align([record(1, "warm words", value=True), far, record(3, "cold", value=False)])
+    model.requests.clear()
+    report = judge.align([record(2, "too terse"), record(4, "never ends")], screen=True)
+    (request,) = (request for request in model.requests if request.purpose == "distil")
+    said = request.messages[-1].content
+    assert [reason for _, _, reason in shown_cases(request)] == ["too terse", "never ends"]
+    assert said.count("Known before") == 1
+    assert "the nearest to case 1, 2;" in said
+    assert "Expert: yes. warm words" in said
+    assert "says nothing" not in said.split("Known before")[1]
+    assert report.unconsumed == 0
+    new = {guideline.id: guideline for guideline in report.added}
+    assert {key for guideline in new.values() for key in guideline.evidence_for} == {record(2).id, record(4).id}
+    assert all(tainted(judge, key) == {record(1).id, record(2).id, record(4).id} for key in new)
+    found = judge.purge(record(1).id)
+    assert {guideline.id for guideline in found.by_taint} >= set(new), "its words stood in their prompt"
+    assert not set(new) & {guideline.id for guideline in judge.memory.guidelines(all_states=True)}
+
+
+def test_what_is_only_shown_cannot_be_cited_or_copied(make_judge: MakeJudge) -> None:
+    reason = "warm words that greet every single customer by the first name"
+
+    def answer(request: ChatRequest) -> Any:
+        if request.purpose == "distil" and "Known before" in request.messages[-1].content:
+            return {"operations": [add(2, decide="heed the other one"), add(1, decide=reason), add(1, 2, decide="heed too terse")]}
+        return erring(request)
+
+    judge = make_judge(ScriptedChatModel(answer))
+    judge.align([record(1, reason, value=True)])
+    report = judge.align([record(2, "too terse")], screen=True)
+    assert [rejected.reason.split(" (")[0].split(":")[0] for rejected in report.rejected] == ["cites no case that exists", "copies a case"]
+    assert [guideline.evidence_for for guideline in report.added] == [(record(2).id,)]
+
+
+def test_new_opposites_come_before_those_of_memory_and_old_words_are_never_shown(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(erring)
+    judge = make_judge(model)
+    judge.align([record(1, "warm words", value=True)])
+    judge.align([record(2, "too terse"), record(3, "kind", value=True)], screen=True)
+    judge.align([record(1, "warm, but late", value=False), record(3, "kind, but late", value=False), record(5, "late")], screen=True)
+    assert not [request for request in model.requests if request.purpose == "distil" and "Known before" in request.messages[-1].content]
+
+
+def test_a_draft_remembers_what_was_shown(make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ScriptedChatModel(erring)
+    judge = make_judge(model)
+    judge.align([record(1, "warm words", value=True)])
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise ModelUnavailable("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["memalign.alignment.align"], "commit", full)
+        with pytest.raises(ModelUnavailable):
+            judge.align([record(2, "too terse")], screen=True)
+    asked = purposes(model)["distil"]
+    report = judge.align()
+    assert purposes(model)["distil"] == asked
+    assert tainted(judge, report.added[0].id) == {record(1).id, record(2).id}
+
+
 # What was paid for
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from memalign.alignment.operations import parse, schema
+from memalign.alignment.opposites import Beside
 from memalign.errors import UnreadableReply
 from memalign.memory.episodic import Stored
 from memalign.models import ChatRequest, Message
@@ -55,15 +57,23 @@ IN_PROCESS = Pace(batch_size=1, largest_batch=1, width=1, alike=1, max_tokens=40
 
 
 async def ask(
-    session: Session, meter: Meter, task: Task, pace: Pace, batch: Sequence[Stored], sizes: Sequence[int], seen: Sequence[Guideline]
+    session: Session,
+    meter: Meter,
+    task: Task,
+    pace: Pace,
+    batch: Sequence[Stored],
+    sizes: Sequence[int],
+    seen: Sequence[Guideline],
+    others: Sequence[Beside] = (),
 ) -> list[dict[str, object]]:
-    """The model's proposals for a batch, unchecked. ``sizes``: for how many records each case stands; ``seen``: the guidelines it is shown.
+    """The model's proposals for a batch, unchecked. ``sizes``: for how many records each case stands.
 
+    ``seen``, ``others``: the guidelines and the cases of memory that it is shown.
     Raises what the model raises, and UnreadableReply after three unusable replies.
     """
     if pace.gist:
         return await _gist(session, meter, task, batch[0])
-    request = _request(task, pace, batch, sizes, seen)
+    request = _request(task, pace, batch, sizes, seen, others)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return parse((await session.ask(meter, session.reflection_model, request)).text)
@@ -89,25 +99,28 @@ async def _gist(session: Session, meter: Meter, task: Task, stored: Stored) -> l
     return [{"op": "rule", "rule": reply.text.strip().partition("\n")[0], "cases": [1]}]
 
 
-def _request(task: Task, pace: Pace, batch: Sequence[Stored], sizes: Sequence[int], seen: Sequence[Guideline]) -> ChatRequest:
-    cases = [
-        {
-            "item": fenced(task.secret, trimmed(item_text(stored.feedback.item), _LONGEST_CASE)),
-            "label": task.scale.label_of(stored.feedback.value),
-            "rationale": _reason(stored),
-            "others": size - 1,
-        }
-        for stored, size in zip(batch, sizes, strict=True)
-    ]
+def _request(
+    task: Task, pace: Pace, batch: Sequence[Stored], sizes: Sequence[int], seen: Sequence[Guideline], others: Sequence[Beside]
+) -> ChatRequest:
+    cases = [_shown(task, stored) | {"others": size - 1} for stored, size in zip(batch, sizes, strict=True)]
+    known = [_shown(task, other.stored) | {"against": ", ".join(str(place + 1) for place in other.places)} for other in others]
     return ChatRequest(
         messages=(
             Message("system", render("distil_system", instructions=task.instructions, scale=task.scale.prompt())),
-            Message("user", render("distil_user", guidelines=seen, cases=cases)),
+            Message("user", render("distil_user", guidelines=seen, cases=cases, known=known)),
         ),
         schema=schema([guideline.id for guideline in seen]),
         max_tokens=pace.max_tokens,
         purpose="distil",
     )
+
+
+def _shown(task: Task, stored: Stored) -> dict[str, Any]:
+    return {
+        "item": fenced(task.secret, trimmed(item_text(stored.feedback.item), _LONGEST_CASE)),
+        "label": task.scale.label_of(stored.feedback.value),
+        "rationale": _reason(stored),
+    }
 
 
 def _reason(stored: Stored) -> str:

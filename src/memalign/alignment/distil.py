@@ -12,6 +12,7 @@ from memalign.alignment.batches import Case, batches, cases, paired
 from memalign.alignment.drafted import Drafted, carry_out, drafted, listed, read_draft, written
 from memalign.alignment.joining import Joining
 from memalign.alignment.operations import Rejected, check
+from memalign.alignment.opposites import alone, beside, opposites
 from memalign.alignment.plan import Plan, Proposal
 from memalign.alignment.relate import SAME, Held, Relations, alike, named, nominated
 from memalign.alignment.report import FailedBatch
@@ -58,6 +59,8 @@ class Distilling:
     progress: Callable[[int], None]
     """Hears how many records are done."""
     result: Distillation = field(default_factory=Distillation)
+    opposites: Mapping[int, Stored] = field(default_factory=dict)
+    """Row of an error -> a case of memory that is shown beside it."""
 
     async def run(self, records: Sequence[Stored], vectors: Mapping[str, Vectors]) -> Distillation:
         """Distil records that have reasons. Errors of a batch are kept in the result, those of the embedder are raised.
@@ -70,6 +73,7 @@ class Distilling:
         rounds = batches(paired(found, vectors), self.pace.cases_a_call(len(found)))
         if not self.pace.gist:
             await self._relate(0)
+            await self._look_up(alone(rounds, self.task.scale), vectors)
         for first in range(0, len(rounds), self.pace.width):
             seen = listed(self._readable, self.result.proposals)
             before = len(self.result.proposals)
@@ -80,6 +84,11 @@ class Distilling:
         if self.pace.gist:
             await self._relate(0)
         return self.result
+
+    async def _look_up(self, errors: Sequence[Stored], vectors: Mapping[str, Vectors]) -> None:
+        if errors:
+            known = {stored.feedback.id for stored in self.plan.records.values()}
+            self.opposites = await asyncio.to_thread(opposites, self.session.memory, self.task.scale, errors, vectors, known)
 
     def _without_praise(self, records: Sequence[Stored]) -> Sequence[Stored]:
         if not self.pace.gist or self.task.scale.kind != "boolean":
@@ -95,25 +104,30 @@ class Distilling:
         with memory.store.reading() as connection:
             found = drafts.waiting(connection, memory.judge_id, self._key(), {stored.row for stored in records})
         for place, draft in enumerate(found):
-            operations, rejected = read_draft(draft.content)
-            self._take(-2 - place, operations, rejected, set(draft.rows))
+            operations, rejected, shown = read_draft(draft.content)
+            self._take(-2 - place, operations, rejected, set(draft.rows), shown)
             self.progress(len(draft.rows))
         return [stored for stored in records if stored.row not in self.result.consumed]
 
     async def _batch(self, number: int, batch: Sequence[Case], seen: Sequence[Guideline]) -> None:
         rows = set[int]().union(*(case.rows for case in batch))
+        others = beside(batch, self.opposites)
+        shown = {other.stored.row for other in others}
         try:
-            proposals = await ask(self.session, self.meter, self.task, self.pace, [case.stored for case in batch], [len(c.rows) for c in batch], seen)
+            read = [case.stored for case in batch]
+            proposals = await ask(self.session, self.meter, self.task, self.pace, read, [len(case.rows) for case in batch], seen, others)
             accepted, rejected = check(
                 proposals,
-                texts=[f"{item_text(case.stored.feedback.item)}\n{case.stored.feedback.rationale}" for case in batch],
+                texts=list(map(_read, read)),
+                beside=[_read(other.stored) for other in others],
                 known_ids=[guideline.id for guideline in seen],
                 pinned=[guideline.id for guideline in seen if guideline.pinned],
                 labels=self.task.scale.labels,
                 personal=self.personal,
             )
             operations = [drafted(operation, batch, seen) for operation in accepted]
-            await asyncio.shield(asyncio.to_thread(_keep, self.session.memory, self._key(), rows, written(operations, rejected), self.plan.purged))
+            content = written(operations, rejected, shown)
+            await asyncio.shield(asyncio.to_thread(_keep, self.session.memory, self._key(), rows, content, self.plan.purged))
         except Exception as error:  # also of a model that breaks its contract: it must not take the other batches with it
             failed = FailedBatch(
                 feedback_ids=tuple(self.plan.records[row].feedback.id for row in sorted(rows)),
@@ -122,15 +136,15 @@ class Distilling:
             )
             self.result.failed.append((failed, sorted(rows)))
         else:
-            self._take(number, operations, rejected, rows)
+            self._take(number, operations, rejected, rows, shown)
         finally:
             self.progress(len(rows))
 
-    def _take(self, number: int, operations: Sequence[Drafted], rejected: Sequence[Rejected], rows: set[int]) -> None:
+    def _take(self, number: int, operations: Sequence[Drafted], rejected: Sequence[Rejected], rows: set[int], shown: set[int]) -> None:
         self.result.rejected += rejected
         self.result.consumed |= rows
         for operation in operations:
-            carry_out(self.result.proposals, operation, taint=rows, batch=number)
+            carry_out(self.result.proposals, operation, taint=rows | shown, batch=number)
 
     async def _relate(self, first: int) -> None:
         """Compare the proposals from one place on with what is there: reject what nothing supports, join, narrow, settle."""
@@ -198,6 +212,11 @@ class Distilling:
     def _key(self) -> str:
         asked = (self.session.reflection_model.name, self.task.instructions, self.task.scale.labels, self.pace.gist)
         return content_hash(*asked, *([sorted(self.plan.withheld)] if self.plan.withheld else []))
+
+
+def _read(stored: Stored) -> str:
+    """What a model reads of a record."""
+    return f"{item_text(stored.feedback.item)}\n{stored.feedback.rationale}"
 
 
 def _keep(memory: Memory, key: str, rows: set[int], content: object, purged: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -39,14 +39,15 @@ def drafted(operation: Operation, batch: Sequence[Case], seen: Sequence[Guidelin
     return Drafted(op="contradict" if isinstance(operation, Contradict) else "support", rows=rows, **about)
 
 
-def written(operations: Sequence[Drafted], rejected: Sequence[Rejected]) -> dict[str, Any]:
-    """A batch's outcome as a JSON value."""
-    return {"operations": [asdict(operation) for operation in operations], "rejected": [asdict(one) for one in rejected]}
+def written(operations: Sequence[Drafted], rejected: Sequence[Rejected], shown: Collection[int]) -> dict[str, Any]:
+    """A batch's outcome as a JSON value; ``shown``: rows of the records that stood beside it in the prompt."""
+    return {"operations": [asdict(operation) for operation in operations], "rejected": [asdict(one) for one in rejected], "shown": sorted(shown)}
 
 
-def read_draft(content: Any) -> tuple[list[Drafted], list[Rejected]]:
+def read_draft(content: Any) -> tuple[list[Drafted], list[Rejected], set[int]]:
     """What ``written`` wrote."""
-    return [Drafted(**operation) for operation in content["operations"]], [Rejected(**one) for one in content["rejected"]]
+    operations, rejected = [Drafted(**operation) for operation in content["operations"]], [Rejected(**one) for one in content["rejected"]]
+    return operations, rejected, set(content.get("shown", ()))
 
 
 def listed(guidelines: Sequence[Guideline], proposals: Sequence[Proposal]) -> list[Guideline]:

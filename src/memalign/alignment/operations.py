@@ -95,6 +95,7 @@ def check(
     proposals: Sequence[dict[str, Any]],
     *,
     texts: Sequence[str],
+    beside: Sequence[str] = (),
     known_ids: Collection[str],
     pinned: Collection[str] = (),
     labels: Sequence[str] = (),
@@ -102,11 +103,12 @@ def check(
 ) -> tuple[list[Operation], list[Rejected]]:
     """Sort proposals into operations to carry out and rejections with their reasons.
 
-    ``texts`` are the batch's cases in order. An operation must cite a case that exists, and a guideline that exists; a wording must be a
-    principle: no copy of a case, no order to give one of the ``labels`` always, no word to the judge about its instructions, and, unless
-    ``personal``, nothing that looks like personal data. A new wording of a ``pinned`` guideline counts as support.
+    ``texts`` are the batch's cases in order, ``beside`` others that were shown but may not be cited. An operation must cite a case that exists, and
+    a guideline that exists; a wording must be a principle: no copy of a case, no order to give one of the ``labels`` always, no word to the judge
+    about its instructions, and, unless ``personal``, nothing that looks like personal data. A new wording of a ``pinned`` guideline counts as
+    support.
     """
-    rules = _Rules([folded(text) for text in texts], known_ids, pinned, labels, personal)
+    rules = _Rules([folded(text) for text in (*texts, *beside)], len(texts), known_ids, pinned, labels, personal)
     accepted: list[Operation] = []
     rejected: list[Rejected] = []
     for place, proposal in enumerate(proposals):
@@ -127,6 +129,8 @@ def check(
 @dataclass(frozen=True, slots=True)
 class _Rules:
     sources: Sequence[str]
+    cases: int
+    """How many of the sources, the first ones, may be cited."""
     known_ids: Collection[str]
     pinned: Collection[str]
     labels: Sequence[str]
@@ -135,7 +139,7 @@ class _Rules:
     def checked(self, proposal: dict[str, Any]) -> Operation | Rejected:
         op, cited, guideline_id = proposal.get("op"), proposal.get("cases"), proposal.get("guideline")
         numbers = [number for number in cited if type(number) is int] if isinstance(cited, list) else []
-        cases = tuple(dict.fromkeys(number - 1 for number in numbers if 1 <= number <= len(self.sources)))
+        cases = tuple(dict.fromkeys(number - 1 for number in numbers if 1 <= number <= self.cases))
         if not cases:
             return Rejected(_text(proposal), f"cites no case that exists (cited {cited!r:.60})")
         if op in ("support", "contradict", "refine") and (not isinstance(guideline_id, str) or guideline_id not in self.known_ids):
