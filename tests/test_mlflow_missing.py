@@ -21,7 +21,7 @@ import memalign.integrations.mlflow
 
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is not None, reason="MLflow is installed")
 def test_the_extra_is_named() -> None:
-    with pytest.raises(MissingExtra, match=r"pip install 'memalign\[mlflow\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'memalign\[mlflow,minilm\]', or 'memalign\[mlflow\]' where"):
         importlib.import_module("memalign.integrations.mlflow")
 
 

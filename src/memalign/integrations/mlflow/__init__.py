@@ -13,7 +13,7 @@ OLDEST = (3, 9)
 try:
     from mlflow.version import VERSION
 except ImportError as error:
-    raise MissingExtra("mlflow", "mlflow") from error
+    raise MissingExtra("mlflow", "mlflow,minilm", instead="'memalign[mlflow]' where a hosted embedding_model is named") from error
 
 if tuple(int(part) for part in VERSION.split(".")[:2]) < OLDEST:
     raise ConfigurationError(f"mlflow {VERSION} has no judges with memory; install mlflow {'.'.join(map(str, OLDEST))} or newer")
