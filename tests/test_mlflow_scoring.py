@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -91,11 +92,18 @@ def test_examples_stand_before_the_guidelines_defect(side: Side, trace: Made, pr
 
 
 def test_a_query_waits_in_the_retriever_defect(side: Side, trace: Made, provider: Provider) -> None:
-    """Theirs waits 100 ms for other queries to search together with, every time; ours asks at once (timed in ``benchmarks.inside_mlflow``)."""
+    """Theirs waits 100 ms for other queries to search together with, every time; ours asks at once: the best of five calls takes less than that."""
     judge = make().align([about(trace, "where is the parcel", Said(False, "tone"))], side.optimizer())
     judge(inputs={"question": "where is the lamp"}, outputs="short")
-    search = getattr(getattr(judge, "_retriever", None), "search_fn", None)
-    assert (getattr(search, "max_wait_time", 0.0) >= 0.1) is (side.name == "mlflow")
+    if side.name == "mlflow":
+        assert judge._retriever.search_fn.max_wait_time >= 0.1
+        return
+    taken = []
+    for _ in range(5):
+        start = time.perf_counter()
+        judge(inputs={"question": "where is the lamp"}, outputs="short")
+        taken.append(time.perf_counter() - start)
+    assert min(taken) < 0.1
 
 
 def test_the_row_itself_is_shown_with_its_experts_verdict(side: Side, trace: Made, provider: Provider) -> None:
@@ -263,13 +271,8 @@ def test_rows_scored_at_once_do_not_mix(side: Side, trace: Made, provider: Provi
     for body in provider.asked("judge"):
         row = str(body["messages"][-1]["content"])
         thing = next(thing for thing in ("kettle", "lamp", "sofa", "tent") if f"the {thing} today" in row)
-        others = {"kettle", "lamp", "sofa", "tent"} - {thing}
-        shown = (
-            "".join(str(message.get("content") or "") for message in body["messages"][:-1]).partition("Example Judgements")[2]
-            if side.name == "mlflow"
-            else ""
-        )
-        assert not any(f"where is the {other}'" in shown.partition("Distilled")[0] for other in others)
+        before = "".join(str(message.get("content") or "") for message in body["messages"][:-1])
+        assert {other for other in ("kettle", "lamp", "sofa", "tent") if f"where is the {other}" in before} == {thing}
 
 
 def test_deep_copies_defect(side: Side, trace: Made, provider: Provider) -> None:
