@@ -93,7 +93,7 @@ class Provider(ScriptedEndpoint):
             return said
         properties = body.get("response_format", {}).get("json_schema", {}).get("schema", {}).get("properties", {})
         value = said if said is not None else first_value(properties.get("result", {}))
-        if isinstance(value, bool) and properties.get("result", {}).get("type") != "boolean":
+        if isinstance(value, bool) and properties.get("result", {}).get("type") != "boolean" and "anyOf" not in properties.get("result", {}):
             value = "yes" if value else "no"
         return json.dumps({"rationale": "Because.", "result": value})
 

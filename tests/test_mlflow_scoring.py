@@ -139,6 +139,8 @@ def test_tokens_and_cost_of_the_call_are_noted(side: Side, trace: Made) -> None:
     [
         (bool, [True, False], True),
         (bool, ["yes", "no"], True),
+        (bool, [1, 0.0], True),
+        pytest.param(bool | None, ["yes", False, 1], True, marks=pytest.mark.skipif(not has_their_newest(), reason="newer than MLflow 3.9")),
         (int, [3, 4], 3),
         (float, [0.25, 1.0], 0.5),
         (str, ["fine", "poor"], "fine"),
@@ -191,6 +193,16 @@ def test_an_unreadable_reply_is_asked_for_again(side: Side, trace: Made, provide
             judge(inputs={"question": "?"}, outputs="short")
         return
     assert judge(inputs={"question": "?"}, outputs="short").value is True
+
+
+@pytest.mark.parametrize("nullable", [False, pytest.param(True, marks=pytest.mark.skipif(not has_their_newest(), reason="newer than MLflow 3.9"))])
+def test_words_and_numbers_for_true_and_false_are_read(trace: Made, provider: Provider, nullable: bool) -> None:
+    base = make(value_type=bool | None if nullable else bool)
+    said = ("yes", 1, 1.0, True, "No", 0, 0.0, False)
+    judge = base.align([trace(Said(value, "tone")) for value in said], Ours().optimizer())
+    assert [episode.feedback.value for episode in judge.memory.episodes()] == [True] * 4 + [False] * 4
+    with pytest.raises(MlflowException, match="2 is not on the scale"):
+        base.align([trace(Said(2, "tone"))], Ours().optimizer())
 
 
 # Kinds of judges

@@ -35,9 +35,17 @@ def scale_of(value_type: Any) -> Scale:
 def expert_value(scale: Scale, value: Any) -> Any:
     """A human assessment's value on the scale; a boolean counts as yes or no where these, or words like them, are the labels.
 
+    Where true and false are the verdicts, null beside them or not, words for them count, and so do 1 and 0, which MLflow takes.
     Raises BadRecord naming what is accepted.
     """
     if isinstance(value, bool) and scale.kind == "categories":
         labels = {label.casefold() for label in scale.labels}
         return scale.check(next((word for word in _WORDS[value] if word in labels), value))
+    if scale.kind == "boolean" or _is_boolean_or_null(scale):
+        return Scale.boolean().check(bool(value) if isinstance(value, int | float) and value in (0, 1) else value)
     return scale.check(value)
+
+
+def _is_boolean_or_null(scale: Scale) -> bool:
+    kinds = scale.value_schema.get("anyOf", []) if isinstance(scale, OpenScale) else []
+    return {part.get("type") for part in kinds} == {"boolean", "null"}
