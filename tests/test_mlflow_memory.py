@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.genai.scorers import Scorer, get_scorer, list_scorers
 
 import memalign
-from mlflow_support import Made, Ours, Provider, Said, Theirs, has_their_newest, log, make
+from mlflow_support import EMBEDDING, REFLECTION, Made, Ours, Provider, Said, Theirs, has_their_newest, log, make
 
 pytest_plugins = ["mlflow_support"]
 
@@ -300,6 +300,20 @@ def test_their_judge_is_taken_over_without_a_call(experiment: str, provider: Pro
     assert judge.align([one, two], Ours().optimizer()) is judge
     assert judge.unalign([one, two]).memory.guidelines() == []
     assert judge(inputs=PARCEL, outputs="A reply.").metadata[SHOWN][0] == one.info.trace_id
+
+
+@pytest.mark.skipif(not has_their_newest(), reason="MLflow's own MemAlign as of 3.17")
+def test_their_judge_goes_on_with_its_own_models(experiment: str, provider: Provider) -> None:
+    from memalign.integrations.mlflow import import_judge
+
+    one = log(Said(False, "tone"), inputs=PARCEL)
+    theirs = make().align([one], Theirs().optimizer(retrieval_k=3, embedding_dim=256))
+    provider.requests.clear()
+    judge = import_judge(theirs)
+    means = judge._reader.means
+    assert (means.reflection_lm, means.retrieval_k, means.embedding_model, means.embedding_dim) == (REFLECTION, 3, EMBEDDING, 256)
+    assert {body["dimensions"] for body in provider.asked("embed")} == {256}
+    assert judge(inputs=PARCEL, outputs="A reply.").metadata[SHOWN] == [one.info.trace_id]
 
 
 @pytest.mark.skipif(not has_their_newest(), reason="MLflow's own MemAlign as of 3.17")

@@ -35,9 +35,9 @@ _LOST = {
 def import_judge(judge: Judge, optimizer: MemAlignOptimizer | None = None, *, traces: Sequence[Trace] | None = None) -> AlignedJudge:
     """Take over MLflow's own judge with memory: its guidelines as they are, and the human assessments on its traces, read whole.
 
-    ``optimizer`` says with what the judge goes on, and where its memory is to lie; by default with the models of ``judge``. Traces are fetched
-    unless given. Those deleted since are named in ``skipped``, and guidelines that rested on them alone stay, without evidence. Raises
-    MlflowException when no trace can be had, or the tracking server refuses.
+    ``optimizer`` says with what the judge goes on, and where its memory is to lie; by default with the models of ``judge``, the embedding model
+    too. Traces are fetched unless given. Those deleted since are named in ``skipped``, and guidelines that rested on them alone stay, without
+    evidence. Raises MlflowException when no trace can be had, or the tracking server refuses.
     """
     from memalign.integrations.mlflow.optimizer import MemAlignOptimizer
 
@@ -46,7 +46,7 @@ def import_judge(judge: Judge, optimizer: MemAlignOptimizer | None = None, *, tr
     if base is None or guidelines is None or trace_ids is None:
         raise refused(f"{judge.name!r} is a {type(judge).__name__}, not a judge that MLflow's MemAlignOptimizer aligned")
     wanted = list(dict.fromkeys(trace_ids))
-    chosen = optimizer or MemAlignOptimizer(judge._reflection_lm, judge._retrieval_k)
+    chosen = optimizer or MemAlignOptimizer(judge._reflection_lm, judge._retrieval_k, judge._embedding_model, judge._embedding_dim)
     with as_mlflow(f"cannot import judge {judge.name!r}"):
         found, lost = _fetched(wanted) if traces is None else ({trace.info.trace_id: trace for trace in traces}, {})
         missing = {trace_id: lost.get(trace_id, "the trace was not given") for trace_id in wanted if trace_id not in found}
