@@ -216,6 +216,23 @@ def test_init_in_json_and_what_comes_next(run: Run, tmp_path: Path, monkeypatch:
     assert (first["registered"], first["changed"], first["settings"]["model"]) == (True, {}, "openai/m")
 
 
+def test_annotators_are_weighed(run: Run, judge: str, db: str) -> None:
+    first = run("init", "--judge", judge, "--weight", "ann=2", "--weight", "a=b=0.5").stdout
+    assert first == "judge 'polite': weights changed from {} to {'ann': 2.0, 'a=b': 0.5}\n"
+    assert "weights of annotators (others 1): ann 2, a=b 0.5" in run("memory", "list").stdout
+    assert json.loads(run("memory", "list", "--json").stdout)["weights"] == {"ann": 2.0, "a=b": 0.5}
+    assert "nothing changed" in run("init", "--judge", judge, "--weight", "ann=2").stdout
+    run("init", "--judge", judge, "--k", "7", "--weight", "ann=0", "--weight", "a=b=")
+    assert Judge.load(db, judge).weights == {"ann": 0.0}
+    for given, said in (("ann", "is not ANNOTATOR=NUMBER"), ("ann=two", "takes a number from 0, not 'two'"), ("ann=-1", "must be numbers from 0")):
+        assert said in run("init", "--judge", judge, "--weight", given, code=2).stderr
+    for given in ("ann=nan", "ann=inf"):
+        assert "must be numbers from 0" in run("init", "--judge", judge, "--weight", given, code=2).stderr
+    assert Judge.load(db, judge).weights == {"ann": 0.0}
+    run("init", "--judge", judge, "--weight", "ann=1")
+    assert "weights of annotators" not in run("memory", "list").stdout
+
+
 def test_init_refuses_another_scale_and_incomplete_judges(run: Run, judge: str, tmp_path: Path) -> None:
     assert "cannot be changed to score:1-5" in run("init", "--judge", "polite", "--scale", "score:1-5", code=2).stderr
     assert "give --instructions, --scale, --model" in run("init", "--judge", "new", code=2).stderr

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memalign.cli.options import AbstainBelow, AsJson, Database, Retrieve, Votes
+from memalign.cli.options import AbstainBelow, AsJson, Database, Retrieve, Votes, Weights
 from memalign.errors import ConfigurationError
 from memalign.stores import shown
 
@@ -38,6 +38,7 @@ def init(
     expected_score: Annotated[
         bool | None, typer.Option("--expected-score/--likeliest-score", help="A score is the one nearest to the mean of its probabilities.")
     ] = None,
+    weight: Weights = None,
     json: AsJson = False,
 ) -> None:
     """Register a judge or change its settings.
@@ -60,9 +61,8 @@ def init(
         "both_orders": both_orders,
         "expected_score": expected_score,
     }
-    given = {key: value for key, value in given.items() if value is not None}
     before = _existing(db, name)
-    given |= _retrieval(before, retrieve or [])
+    given = {key: value for key, value in given.items() if value is not None} | _retrieval(before, retrieve or []) | _weights(before, weight or [])
     if before is None:
         judge = _new(db, name, scale, given)
     else:
@@ -111,6 +111,20 @@ def _retrieval(before: Judge | None, given: list[str]) -> dict[str, Any]:
 
     own, changes = parsed(given)
     return own | ({"retrieval": changed(Retrieval() if before is None else before.retrieval, changes)} if changes else {})
+
+
+def _weights(before: Judge | None, given: list[str]) -> dict[str, Any]:
+    """What ``--weight`` changes; the last equals sign divides, since names may hold some."""
+    weights = {} if before is None else dict(before.weights)
+    for text in given:
+        name, equals, value = text.rpartition("=")
+        if not equals:
+            raise ConfigurationError(f"--weight {text!r} is not ANNOTATOR=NUMBER, e.g. --weight ann=2")
+        try:
+            weights |= {name: float(value) if value else 1.0}
+        except ValueError:
+            raise ConfigurationError(f"--weight {name} takes a number from 0, not {value!r}") from None
+    return {"weights": {name: weight for name, weight in weights.items() if weight != 1}} if given else {}
 
 
 def _existing(db: str, name: str) -> Judge | None:

@@ -53,7 +53,8 @@ def list_(
     counts |= {"waiting": waiting, "to_embed": embedded.lacking}
     if json:
         cases = {"cases": [_episode(episode) for episode in held]} if episodes else {}
-        emit({"judge": found.name, "counts": counts, "guidelines": [asdict(guideline) for guideline in guidelines]} | cases)
+        told = {"judge": found.name, "counts": counts, "weights": found.weights}
+        emit(told | {"guidelines": [asdict(guideline) for guideline in guidelines]} | cases)
         return
     if guidelines:
         rows = [[g.id, g.text, len(g.evidence_for), len(g.evidence_against), g.state, "yes" if g.pinned else ""] for g in guidelines]
@@ -70,6 +71,9 @@ def list_(
         ]
         table(["id", "expert", "reason", "item"], cells, wide=["reason", "item"])
     say(f"revision {revision}: {len(guidelines)} guideline(s), {len(held)} case(s) on {counts['items']} item(s)")
+    if found.weights:
+        weighed = [f"{name or '(unnamed)'} {weight:g}" for name, weight in found.weights.items()]
+        say(f"weights of annotators (others 1): {', '.join(weighed)}")
     if unread:
         say("the model reads only the pinned ones: calibration found that reading the others does not help it (memory pin, or calibrate --no-ablate)")
     if waiting:

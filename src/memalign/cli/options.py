@@ -25,3 +25,11 @@ Retrieve = Annotated[
         "alike, and the filters annotators, sources, since, until. An empty value lifts a filter.",
     ),
 ]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weight",
+        metavar="ANNOTATOR=NUMBER",
+        help="How much an annotator counts in votes of the cases and in majorities, else 1; may be given several times.",
+    ),
+]
