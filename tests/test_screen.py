@@ -523,6 +523,13 @@ def test_a_guideline_that_no_cited_reason_supports_is_rejected(make_judge: MakeJ
     assert report.rejected[0].reason.startswith("says nothing of what the cited reasons say")
 
 
+def test_a_wording_longer_than_any_principle_is_rejected_at_once(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel([{"operations": [add(1, decide="answer with the " * 2000), add(1, decide="name a day")]}])
+    report = make_judge(model).align([record(1, "name a day")])
+    assert [guideline.text for guideline in report.added] == ["When a reply is judged, name a day."]
+    assert report.rejected[0].reason == "is longer than 1,000 characters"
+
+
 def test_a_new_wording_that_no_cited_reason_supports_leaves_the_old_one(make_judge: MakeJudge) -> None:
     refine = {
         "op": "refine",

@@ -16,6 +16,8 @@ __all__ = ["Add", "Contradict", "Operation", "Refine", "Rejected", "Support", "c
 
 MOST_OPERATIONS = 12
 """In one reply; what a model proposes beyond is refused."""
+_LONGEST = 1000
+"""Characters of a wording; the schema asks for 600, which not every endpoint heeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,8 @@ class _Rules:
             if not when or not _says_something(decide, 2):
                 return Rejected(_text(proposal), "says nothing to decide by")
             text, scope = guideline_text(when, decide, because), when
+        if len(text) > _LONGEST:
+            return Rejected(f"{text[:300]} ...", f"is longer than {_LONGEST:,} characters")
         if not _says_something(text, 3):
             return Rejected(text, "says nothing to decide by")
         fault = orders_a_verdict(text, self.labels, scope=scope, decide=decide) or addresses_the_model(text)
