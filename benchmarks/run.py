@@ -33,7 +33,8 @@ for the same records, about one a theme and call. Judgements run one after the o
 answers at once; what the embedder needs is told apart. "Beyond the model call" is wall time less the time the endpoint had the request. A batch
 asks an endpoint in a process of its own, which shares the cores and tells log probabilities, and the ideal is what its delay alone allows. Synthetic
 episodes have vectors in clusters ([retrieval](retrieval.md)); their numbers were measured at their date by `python -m benchmarks.scale`. Of the time
-of `mlflow.genai.evaluate` all but a thirtieth is MLflow's own store of traces, in SQLite, which varies from run to run by a third.
+of `mlflow.genai.evaluate` all but a thirtieth is MLflow's own store of traces, in SQLite, which varies from run to run by a third. Why a target is
+missed is told [here](decisions.md#speed-that-is-missed-and-why).
 """
 
 

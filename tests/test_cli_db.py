@@ -37,7 +37,7 @@ def run(db: str, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def taught(make_judge: MakeJudge, db: str) -> str:
-    make_judge(memory=db).align([record(number, f"reason {number} " + "x" * 2000) for number in range(12)])
+    make_judge(memory=db).align([record(number, f"reason {number}", inputs="x" * 2000 + str(number)) for number in range(12)])
     return db
 
 
