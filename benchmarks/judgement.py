@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.measuring import Row, median, milliseconds, percentile
 from benchmarks.workload import INSTRUCTIONS, answer, item, records
-from memalign import Judge, Scale, judging, space
+from memalign import Judge, Scale, judging, recalling, space
 from memalign.embedders.minilm import MiniLM
 from memalign.memory import Memory
 from memalign.models import ChatReply, ChatRequest
@@ -123,7 +123,7 @@ _PLACES = (
     (space.Space, "_embed", "embed"),
     (Memory, "view_and_vector", "recall"),
     (Memory, "cases", "recall"),
-    (judging, "assemble", "assemble"),
+    (recalling, "assemble", "assemble"),
     (judging, "request", "assemble"),
     (judging, "read", "assemble"),
     (Memory, "log", "log"),
