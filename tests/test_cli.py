@@ -279,7 +279,7 @@ def test_bad_rows_are_reported_and_good_ones_go_on(run: Run, judge: str, tmp_pat
 
 
 def test_a_remark_alone_is_no_problem(run: Run, judge: str, tmp_path: Path) -> None:
-    run("align", jsonl(tmp_path / "feedback.jsonl", row(1, colour="red")), code=0)
+    assert "colour" in run("align", jsonl(tmp_path / "feedback.jsonl", row(1, colour="red")), code=0).stderr
 
 
 def test_strict_stores_nothing(run: Run, judge: str, tmp_path: Path) -> None:
