@@ -130,13 +130,19 @@ def rows(units: list[list[Case]]) -> list[list[int]]:
 def test_an_error_stands_before_its_nearest_opposite() -> None:
     found = cases([stored(1, True, True), stored(2, False, None), stored(3, True, None), stored(4, False, True)], shown=4)
     near = {"hash 4": np.array([1.0, 0.0]), "hash 1": np.array([0.0, 1.0]), "hash 3": np.array([0.9, 0.1]), "hash 2": np.array([1.0, 0.0])}
-    assert rows(paired(found, near)) == [[4, 3], [1], [2]]
-    assert rows(paired(found, {})) == [[4, 1], [2], [3]]
+    assert rows(paired(found, near, Scale.boolean())) == [[4, 3], [1], [2]]
+    assert rows(paired(found, {}, Scale.boolean())) == [[4, 1], [2], [3]]
+
+
+def test_on_an_ordinal_scale_a_near_verdict_is_no_opposite() -> None:
+    found = cases([stored(1, 5, 1), stored(2, 4, None), stored(3, 2, None)], shown=4)
+    assert rows(paired(found, {}, Scale.score(1, 5))) == [[1, 3], [2]]
+    assert rows(paired(found[:2], {}, Scale.score(1, 5))) == [[1], [2]]
 
 
 def test_all_labels_equal_leave_errors_without_an_opposite() -> None:
     found = cases([stored(row, False, True) for row in range(3)], shown=4)
-    assert rows(paired(found, {})) == [[0], [1], [2]]
+    assert rows(paired(found, {}, Scale.boolean())) == [[0], [1], [2]]
 
 
 def test_reasons_that_share_telling_words_are_read_together() -> None:
@@ -155,7 +161,7 @@ def test_reasons_without_a_word_in_common_fill_batches_in_order() -> None:
 def test_an_error_and_its_opposite_stay_in_one_batch() -> None:
     reasons = ["cold answer", "cold reply", "warm words", "cold tone", "cold start", "fair"]
     found = cases([stored(row, row % 2 == 0, row % 2 != 0 if row < 2 else None, reason) for row, reason in enumerate(reasons)], shown=4)
-    read = rows(batches(paired(found, {}), 3))
+    read = rows(batches(paired(found, {}, Scale.boolean()), 3))
     assert sorted(row for batch in read for row in batch) == list(range(6))
     assert all(len(batch) <= 3 for batch in read)
     assert any({0, 1} <= set(batch) for batch in read)

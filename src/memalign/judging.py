@@ -60,7 +60,7 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
     started = time.perf_counter()
     meter = Meter()
     try:
-        item.id  # noqa: B018 - refuses at once what is no JSON value
+        item_id = item.id  # refuses at once what is no JSON value
         brought = await recalled(session, meter, task, item, recall, fitted=caution.fitted)
         context, reading = await answered(session, meter, task, item, recall, brought, temperature=temperature, caution=caution)
     except MemalignError:
@@ -88,7 +88,7 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
             similarity=brought.similarity if context.episode_ids else {}, tokens=context.tokens, left_out=context.left_out, seconds=meter.stages
         ),
     )
-    session.memory.log(meter.calls, item.id, verdict if in_service else None)
+    session.memory.log(meter.calls, item_id, verdict if in_service else None)
     return verdict
 
 

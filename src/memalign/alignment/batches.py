@@ -15,6 +15,7 @@ from memalign.alignment.screen import missed
 from memalign.memory.episodic import Stored
 from memalign.memory.semantic import normalised
 from memalign.records import canonical
+from memalign.scale import Scale
 
 if TYPE_CHECKING:
     from memalign.embedders import Vectors
@@ -50,14 +51,14 @@ def cases(records: Sequence[Stored], *, shown: int) -> list[Case]:
     return sorted(found, key=lambda case: case.stored.row)
 
 
-def paired(found: Sequence[Case], vectors: Mapping[str, Vectors]) -> list[list[Case]]:
-    """The judge's errors first, each with its nearest case of another verdict; then the others, one by one, in order.
+def paired(found: Sequence[Case], vectors: Mapping[str, Vectors], scale: Scale) -> list[list[Case]]:
+    """The judge's errors first, each with its nearest case of a verdict that is not near its own; then the others, one by one, in order.
 
     ``vectors``: content hash -> unit vector of the items; without them the order decides what is near.
     """
     left = {case.stored.row: case for case in found}
     units = list[list[Case]]()
-    near = _Nearness(found, vectors)
+    near = _Nearness(found, vectors, scale)
     for case in [case for case in found if missed(case.stored)][:_MOST_PAIRED]:
         if case.stored.row in left:
             unit = [left.pop(case.stored.row)]
@@ -137,16 +138,19 @@ class _Likeness:
 class _Nearness:
     """Cosine similarities of some cases' items."""
 
-    def __init__(self, found: Sequence[Case], vectors: Mapping[str, Vectors]) -> None:
+    def __init__(self, found: Sequence[Case], vectors: Mapping[str, Vectors], scale: Scale) -> None:
         self._rows = [case.stored.row for case in found]
-        self._labels = {case.stored.row: case.stored.feedback.value for case in found}
+        self._labels = {case.stored.row: canonical(case.stored.feedback.value) for case in found}
+        given = {canonical(case.stored.feedback.value): case.stored.feedback.value for case in found}
+        self._near = {one: {two for two in given if scale.near([given[one], given[two]])} if scale.ordinal else {one} for one in given}
         held = [vectors.get(case.stored.content_hash) for case in found]
         size = max((len(vector) for vector in held if vector is not None), default=1)
         self._matrix = np.stack([np.zeros(size, np.float32) if vector is None else vector for vector in held]) if held else np.zeros((0, size))
         self._place = {row: place for place, row in enumerate(self._rows)}
 
     def opposite(self, case: Case, left: Collection[int]) -> int | None:
-        """The row of the nearest case with another verdict among those left; of equally near ones the first."""
+        """The row of the nearest case among those left with a verdict that is not near the case's; of equally near ones the first."""
         likeness = self._matrix @ self._matrix[self._place[case.stored.row]]
-        places = [self._place[row] for row in left if self._labels[row] != case.stored.feedback.value]
+        near = self._near[self._labels[case.stored.row]]
+        places = [self._place[row] for row in left if self._labels[row] not in near]
         return self._rows[max(places, key=lambda place: (likeness[place], -place))] if places else None

@@ -70,7 +70,7 @@ class Distilling:
         """
         records = await asyncio.to_thread(self._drafts, self._without_praise(records))
         found = cases(records, shown=self.pace.alike)
-        rounds = batches(paired(found, vectors), self.pace.cases_a_call(len(found)))
+        rounds = batches(paired(found, vectors, self.task.scale), self.pace.cases_a_call(len(found)))
         if not self.pace.gist:
             await self._relate(0)
             await self._look_up(alone(rounds, self.task.scale), vectors)

@@ -18,9 +18,8 @@ def collapsed(candidates: Sequence[Candidate], alike: float) -> list[Candidate]:
     if len(candidates) < 2:
         return [*candidates]
     vectors = np.stack([candidate.vector for candidate in candidates])
-    near = np.argwhere(np.triu(among(vectors) >= alike, 1))
     gone: set[int] = set()
-    for earlier, later in near[np.argsort(near[:, 0], kind="stable")].tolist():
+    for earlier, later in np.argwhere(np.triu(among(vectors) >= alike, 1)).tolist():
         if earlier not in gone and candidates[earlier].labels == candidates[later].labels:
             gone.add(later)
     return [candidate for place, candidate in enumerate(candidates) if place not in gone]
