@@ -32,7 +32,7 @@ LOCAL_STEPS, LOCAL_UNSEEN = (25, 50), 24
 MODEL, EMBEDDING = "gpt-4.1-mini", "text-embedding-3-small"
 LOCAL = "qwen2.5-coder-1.5b"
 RESULTS = ROOT / "benchmarks" / "results"
-COLUMNS = ("records", "guidelines", "distinct", "contradicting", "questions", "tokens", "agreement", "seconds")
+COLUMNS = ("records", "guidelines", "distinct", "contradicting", "questions", "tokens", "agreement", "unjudged", "seconds")
 
 
 def ours(side: str, address: str, folder: Path, *, local: bool) -> list[dict[str, Any]]:
@@ -65,6 +65,7 @@ def mlflow(address: str, folder: Path, *, local: bool) -> list[dict[str, Any]]:
     """The figures after each step, with MLflow's defaults."""
     os.chdir(folder)
     import mlflow
+    from mlflow.exceptions import MlflowException
     from mlflow.genai.judges import make_judge
     from mlflow.genai.judges.optimizers import MemAlignOptimizer
 
@@ -80,13 +81,18 @@ def mlflow(address: str, folder: Path, *, local: bool) -> list[dict[str, Any]]:
         started = time.perf_counter()
         judge = judge.align(traces, optimizer)
         seconds = time.perf_counter() - started
-        exam, right = stream.unseen(step, size), 0
+        exam, right, unjudged = stream.unseen(step, size), 0, 0
         endpoint.reset(address)
         for record in exam:
-            right += judge(inputs=record.inputs, outputs=record.outputs).value is record.value
+            try:
+                right += judge(inputs=record.inputs, outputs=record.outputs).value is record.value
+            except MlflowException:  # no verdict in the reply: small models repeat themselves until it is cut
+                if not local:
+                    raise
+                unjudged += 1
         judged = endpoint.stats(address)["kinds"]["judge"]
         texts = [guideline.guideline_text for guideline in judge._semantic_memory]
-        found.append(_figures(step, texts, 0, judged["prompt_tokens"] / judged["calls"], right / size, seconds))
+        found.append(_figures(step, texts, 0, judged["prompt_tokens"] / judged["calls"], right / size, seconds, unjudged))
         _tell("MLflow", found[-1])
     return found
 
@@ -104,9 +110,9 @@ def _trace(record: Feedback) -> Any:
     return mlflow.get_trace(span.trace_id)
 
 
-def _figures(step: int, texts: list[str], questions: int, tokens: float, agreement: float, seconds: float) -> dict[str, Any]:
+def _figures(step: int, texts: list[str], questions: int, tokens: float, agreement: float, seconds: float, unjudged: int = 0) -> dict[str, Any]:
     held = (len(texts), stream.distinct(texts), stream.contradicting(texts))
-    return dict(zip(COLUMNS, (step, *held, questions, round(tokens), agreement, round(seconds, 1)), strict=True))
+    return dict(zip(COLUMNS, (step, *held, questions, round(tokens), agreement, unjudged, round(seconds, 1)), strict=True))
 
 
 def _tell(side: str, figures: dict[str, Any]) -> None:

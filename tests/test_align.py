@@ -696,7 +696,6 @@ def test_batches_that_mean_the_same_are_merged_by_the_relate_call(make_judge: Ma
         {"duplicates": 5, "narrower": [], "conflicts": []},
         {"duplicates": [3], "narrower": [[1]], "conflicts": ["x", {"pair": 3}]},
         {},
-        ModelUnavailable("down"),
         ZeroDivisionError("a bug of the model's author"),
         "[" * 100_000,
     ],
@@ -708,6 +707,20 @@ def test_a_relate_call_that_fails_leaves_guidelines_apart(make_judge: MakeJudge,
     assert len(report.unrelated) == 1
     assert any("were not compared" in line for line in report.lines())
     assert "Not compared with the other guidelines" in report.to_html()
+
+
+def test_while_no_model_compares_them_new_guidelines_wait(make_judge: MakeJudge) -> None:
+    replies = iter([ModelUnavailable("down"), related(duplicates=[[1, 5]])])
+    model = Waiting(2, lambda request: next(replies) if request.purpose == "relate" else expert(request))
+    judge = make_judge(model)
+    records = [record(number, f"reason {number}") for number in range(8)]
+    report = judge.align(records)
+    assert (report.new, report.added, report.unrelated, report.unconsumed) == (8, (), (), 8)
+    assert [(len(batch.feedback_ids), batch.retryable) for batch in report.failed_batches] == [(8, True)]
+    assert any("could not be compared" in line and "run align again" in line for line in report.lines())
+    report = judge.align([])
+    assert (len(report.added), report.failed_batches, report.unconsumed) == (7, (), 0)
+    assert purposes(model) == {"distil": 2, "relate": 2}, "what was distilled is not paid for twice"
 
 
 def test_relations_of_guidelines_that_do_not_exist_are_none(make_judge: MakeJudge) -> None:

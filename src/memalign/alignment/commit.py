@@ -184,7 +184,7 @@ def _report(
         retired=named(outcome.retired),
         rejected=(*distilled.rejected, *outcome.rejected),
         contested=contested,
-        failed_batches=tuple(batch for batch, _ in distilled.failed),
+        failed_batches=tuple(distilled.failed),
         unrelated=tuple(distilled.unrelated),
         unconsumed=len(episodic.waiting(connection, judge_id)),
         usage=meter.usage,

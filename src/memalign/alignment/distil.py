@@ -17,7 +17,7 @@ from memalign.alignment.plan import Plan, Proposal
 from memalign.alignment.relate import SAME, Held, Relations, alike, named, nominated
 from memalign.alignment.report import FailedBatch
 from memalign.alignment.support import unsupported
-from memalign.errors import MemalignError
+from memalign.errors import MemalignError, ModelUnavailable
 from memalign.memory import Memory, drafts, episodic
 from memalign.memory.episodic import Stored
 from memalign.records import Guideline, content_hash
@@ -35,8 +35,7 @@ class Distillation:
 
     proposals: list[Proposal] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
-    failed: list[tuple[FailedBatch, list[int]]] = field(default_factory=list)
-    """Failed batches with the rows of their records."""
+    failed: list[FailedBatch] = field(default_factory=list)
     consumed: set[int] = field(default_factory=set)
     """Rows of the records whose batch succeeded."""
     unrelated: list[str] = field(default_factory=list)
@@ -68,6 +67,13 @@ class Distilling:
         Every batch that succeeds is kept in the store until it is committed, so that it is never paid for twice. ``vectors``: of the
         records' items by content hash, to pair errors with their nearest opposites; may be empty.
         """
+        try:
+            await self._distil(records, vectors)
+        except _Uncompared as error:
+            self._put_off(records, error)
+        return self.result
+
+    async def _distil(self, records: Sequence[Stored], vectors: Mapping[str, Vectors]) -> None:
         records = await asyncio.to_thread(self._drafts, self._without_praise(records))
         found = cases(records, shown=self.pace.alike)
         rounds = batches(paired(found, vectors, self.task.scale), self.pace.cases_a_call(len(found)))
@@ -83,7 +89,11 @@ class Distilling:
                 await self._relate(before)
         if self.pace.gist:
             await self._relate(0)
-        return self.result
+
+    def _put_off(self, records: Sequence[Stored], error: _Uncompared) -> None:
+        """Propose nothing now: what the batches gave is kept in the store, and the next alignment takes it up from there."""
+        failed = FailedBatch(feedback_ids=tuple(stored.feedback.id for stored in records), error=str(error), retryable=True)
+        self.result = Distillation(failed=[failed], vectors=self.result.vectors)
 
     async def _look_up(self, errors: Sequence[Stored], vectors: Mapping[str, Vectors]) -> None:
         if errors:
@@ -134,7 +144,7 @@ class Distilling:
                 error=str(error) if isinstance(error, MemalignError) else f"{type(error).__name__}: {error}",
                 retryable=isinstance(error, MemalignError) and error.retryable,
             )
-            self.result.failed.append((failed, sorted(rows)))
+            self.result.failed.append(failed)
         else:
             self._take(number, operations, rejected, rows, shown)
         finally:
@@ -185,6 +195,8 @@ class Distilling:
         elif pairs := nominated(held, self.result.vectors):
             try:
                 relations = await named(self.session, self.meter, held, pairs)
+            except ModelUnavailable as error:
+                raise _Uncompared(f"what was distilled could not be compared with the guidelines there are: {error}") from error
             except Exception as error:  # guidelines that stay apart say a thing twice; those joined wrongly would be lost
                 self.result.unrelated.append(str(error) if isinstance(error, MemalignError) else f"{type(error).__name__}: {error}")
             else:
@@ -212,6 +224,10 @@ class Distilling:
     def _key(self) -> str:
         asked = (self.session.reflection_model.name, self.task.instructions, self.task.scale.labels, self.pace.gist)
         return content_hash(*asked, *([sorted(self.plan.withheld)] if self.plan.withheld else []))
+
+
+class _Uncompared(Exception):
+    """New guidelines could not be compared with others, but can be soon: until then none of them takes effect."""
 
 
 def _read(stored: Stored) -> str:
