@@ -308,8 +308,8 @@ def test_fusion_prefers_what_both_rankings_hold() -> None:
     assert fused([]) == []
 
 
-def candidate(slot: int, similarity: float, label: int = 0, missed: bool = False, vector: Any = None) -> Candidate:
-    return Candidate(slot, similarity, frozenset([label]), missed, unit(np.eye(20)[slot] if vector is None else vector))
+def candidate(slot: int, similarity: float, label: int = 0, missed: bool = False) -> Candidate:
+    return Candidate(slot, similarity, frozenset([label]), missed)
 
 
 def slots(candidates: list[Candidate]) -> list[int]:
@@ -317,9 +317,9 @@ def slots(candidates: list[Candidate]) -> list[int]:
 
 
 def test_near_duplicates_of_one_verdict_are_shown_once() -> None:
-    twins = [candidate(0, 0.9, 0, vector=(1, 0)), candidate(1, 0.8, 0, vector=(1, 0.01)), candidate(2, 0.7, 1, vector=(1, 0.01))]
-    assert slots(collapsed(twins, 0.98)) == [0, 2]
-    assert slots(collapsed(twins, 2)) == [0, 1, 2]
+    twins, vectors = [candidate(0, 0.9, 0), candidate(1, 0.8, 0), candidate(2, 0.7, 1)], unit(np.array([(1, 0), (1, 0.01), (1, 0.01)]))
+    assert slots(collapsed(twins, vectors, 0.98)) == [0, 2]
+    assert slots(collapsed(twins, vectors, 0.99999)) == [0, 1, 2]
 
 
 def test_errors_come_before_what_is_hardly_more_similar() -> None:

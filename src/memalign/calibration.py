@@ -101,7 +101,7 @@ async def calibrate(
     nothing = Calibration(judged=0, decision=None, revision=view.revision, note="")
     if not task.scale.labels:
         return replace(nothing, note=f"the scale {task.scale.spec} has no list of labels to weigh against each other")
-    shown = {episode.feedback.item.id for episode in view.exemplars}
+    shown = {episode.item_id for episode in view.exemplars}
     held = await asyncio.to_thread(session.memory.stored)
     chosen = balanced_sample([stored for stored in held if stored.item_id not in shown], sample)
     if len(chosen) < _FEWEST:

@@ -187,16 +187,18 @@ async def heard(
 
 def _drawn(brought: Recalled, item: Item, number: int) -> Recalled:
     """With half of the similar items' cases, drawn at random but the same at every call, in their order; the item's own are always among them."""
-    items = list(dict.fromkeys(case.feedback.item.id for case in brought.similar if case.feedback.item.id != item.id))
-    kept = set(random.Random(f"{item.id} {number}").sample(items, (len(items) + 1) // 2)) | {item.id}
-    return replace(brought, similar=tuple(case for case in brought.similar if case.feedback.item.id in kept))
+    own = item.id
+    items = list(dict.fromkeys(case.item_id for case in brought.similar if case.item_id != own))
+    kept = set(random.Random(f"{own} {number}").sample(items, (len(items) + 1) // 2)) | {own}
+    return replace(brought, similar=tuple(case for case in brought.similar if case.item_id in kept))
 
 
 def _swapped(brought: Recalled, task: Task, item: Item) -> WorkingMemory:
     """The context of the item with a and b swapped; its own cases are swapped with it, others stay as they are."""
     other = mirrored(item)
     assert other is not None
-    turned = tuple(mirrored_case(case) if case.feedback.item.id == item.id else case for case in brought.similar)
+    own = item.id
+    turned = tuple(mirrored_case(case) if case.item_id == own else case for case in brought.similar)
     return replace(brought, similar=turned).context(task, other)
 
 

@@ -30,7 +30,7 @@ def mirrored_case(case: Episode) -> Episode:
     if other is None:
         return case
     feedback: Feedback = replace(case.feedback, outputs=other.outputs, value=swapped(case.feedback.value), rationale="")
-    return replace(case, feedback=feedback)
+    return replace(case, feedback=feedback, item_id=other.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

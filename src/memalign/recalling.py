@@ -124,7 +124,7 @@ async def _brought(
         if counts and query is not None and view.items:
             vote, voters = await asyncio.to_thread(space.memory.vote, view, item, query, own=recall.own)
         similar, similarity = await space.looked_up(partial(_similar, space.memory, view, task, item, query, k, recall))
-    exemplars = tuple(episode for episode in view.exemplars if recall.own or episode.feedback.item.id != item.id)
+    exemplars = view.exemplars if recall.own else tuple(episode for episode in view.exemplars if episode.item_id != item.id)
     return Recalled(
         view=view,
         guidelines=guidelines,
@@ -155,8 +155,9 @@ def _similar(
     if other is None:
         return cases, similarity
     turned = [mirrored_case(case) for case in memory.cases(view, other.id, None, k=0, floor=0.0, own=True).episodes] if recall.own else []
-    own = [case for case in cases if case.feedback.item.id == item.id]
-    chosen = tuple(case for case in cases if case.feedback.item.id not in (item.id, other.id)) + tuple(turned) + tuple(own)
+    ids = item.id, other.id
+    own = [case for case in cases if case.item_id == ids[0]]
+    chosen = tuple(case for case in cases if case.item_id not in ids) + tuple(turned) + tuple(own)
     return chosen, similarity | {case.feedback.id: 1.0 for case in turned}
 
 

@@ -129,6 +129,12 @@ class Episode:
     judged: Any = None
     """The judge's own last verdict before the expert spoke, if it is known."""
     stored_at: datetime | None = None
+    item_id: str = ""
+    """The id of the item that was judged; where it is not given, it is made."""
+
+    def __post_init__(self) -> None:
+        if not self.item_id:
+            object.__setattr__(self, "item_id", self.feedback.item.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

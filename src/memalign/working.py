@@ -29,6 +29,7 @@ _SPELLINGS = 3
 """Of a label that are looked for in a JSON reply, where every token brings its alternatives: twenty each would be 45 kB a reply."""
 _LABEL_TOKENS = 12
 _LETTERS = "bcdfghjklmnpqrstvwxz"
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
@@ -141,7 +142,7 @@ def _by_item(episodes: Iterable[Episode]) -> list[list[Episode]]:
     """Episodes of one item together, each record once; an item that comes again later stands at its later, more similar place."""
     items: dict[str, dict[str, Episode]] = {}
     for episode in episodes:
-        seen = items.setdefault(episode.feedback.item.id, {})
+        seen = items.setdefault(episode.item_id, {})
         seen[episode.feedback.id] = episode
     return [list(records.values()) for records in items.values()]
 
@@ -172,4 +173,4 @@ def _answer(task: Task, label: str, reason: str) -> str:
     if not task.explain:
         return label
     verdict = task.scale.value_of(label) if task.scale.kind in ("score", "open") else label
-    return json.dumps({"rationale": reason or "The expert gave no reason.", "verdict": verdict}, ensure_ascii=False)
+    return _ENCODER.encode({"rationale": reason or "The expert gave no reason.", "verdict": verdict})

@@ -24,7 +24,7 @@ async def find(session: Session, selection: Selection) -> Selection:
     view = await asyncio.to_thread(space.memory.view)
     query = (await space.vectors(Meter(), {key: selection.like}))[key]
     cases = await asyncio.to_thread(space.memory.cases, view, "", query, k=selection.nearest, floor=-1.0, own=False)
-    return replace(selection, item_ids=frozenset(episode.feedback.item.id for episode in cases.episodes))
+    return replace(selection, item_ids=frozenset(episode.item_id for episode in cases.episodes))
 
 
 def preview(memory: Memory, selection: Selection, verb: Verb, *, instructions: str) -> Withdrawal:

@@ -49,7 +49,7 @@ def list_(
         embedder = found.memory.embedder
         unread = not view.decision.of(model_name(found.model)).guidelines and any(not guideline.pinned for guideline in view.guidelines)
     revision = view.revision
-    counts = {"revision": revision, "guidelines": len(guidelines), "episodes": len(held), "items": len({e.feedback.item.id for e in held})}
+    counts = {"revision": revision, "guidelines": len(guidelines), "episodes": len(held), "items": len({e.item_id for e in held})}
     counts |= {"waiting": waiting, "to_embed": embedded.lacking}
     if json:
         cases = {"cases": [_episode(episode) for episode in held]} if episodes else {}

@@ -21,7 +21,7 @@ def profile(judge: Judge, *, progress: Callable[[str, int, int], None]) -> dict[
     from memalign.errors import ConfigurationError, PermanentError
     from memalign.records import Verdict
 
-    items = list({episode.feedback.item.id: episode.feedback.item for episode in judge.memory.episodes()}.values())[-JUDGEMENTS - 1 :]
+    items = list({episode.item_id: episode.feedback.item for episode in judge.memory.episodes()}.values())[-JUDGEMENTS - 1 :]
     if not items:
         raise ConfigurationError("this memory holds no case to judge; align some feedback first")
     found: list[Verdict] = []

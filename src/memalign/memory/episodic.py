@@ -244,7 +244,8 @@ def by_rows(connection: Connection, rows: Sequence[int]) -> list[Stored]:
 
 def episode(stored: Stored) -> Episode:
     """The public record."""
-    return Episode(feedback=stored.feedback, judged=stored.judged, stored_at=datetime.fromisoformat(stored.stored_at))
+    stored_at = datetime.fromisoformat(stored.stored_at)
+    return Episode(feedback=stored.feedback, judged=stored.judged, stored_at=stored_at, item_id=stored.item_id)
 
 
 def _set(connection: Connection, rows: Sequence[int], **values: int | None) -> None:

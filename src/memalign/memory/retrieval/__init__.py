@@ -153,7 +153,9 @@ class ItemIndex:
         if settings.verdict_margin > 0 and len(found) >= pool:
             found += self._absent(query, found, usable, settings.verdict_margin)
         close = [candidate for candidate in found if candidate.similarity >= floor]
-        ranking = errors_first(collapsed(close, settings.alike), settings.error_margin)
+        if settings.alike <= 1 and len(close) > 1:
+            close = collapsed(close, self.vectors(np.array([candidate.slot for candidate in close])), settings.alike)
+        ranking = errors_first(close, settings.error_margin)
         chosen = every_verdict(ranking, k, settings.verdict_margin) if settings.verdict_margin > 0 else ranking[:k]
         return [(self.ids.id(candidate.slot), candidate.similarity) for candidate in chosen]
 
@@ -166,9 +168,8 @@ class ItemIndex:
             more = np.array([slot for slot in by_words.tolist() if slot not in similarity], dtype=np.int64)
             similarity.update(zip(more.tolist(), np.clip(along(self.vectors(more), query), -1, 1).tolist(), strict=True))
             order = fused([order, by_words.tolist()])
-        chosen = np.array(order, dtype=np.int64)
-        told, vectors = self.facts.told(chosen), self.vectors(chosen)
-        return [Candidate(slot, similarity[slot], *told[place], vectors[place]) for place, slot in enumerate(order)]
+        told = self.facts.told(np.array(order, dtype=np.int64))
+        return [Candidate(slot, similarity[slot], *about) for slot, about in zip(order, told, strict=True)]
 
     def _absent(self, query: Vectors, found: list[Candidate], usable: npt.NDArray[np.bool_], margin: float) -> list[Candidate]:
         """Candidates of verdicts that more similar cases crowd out of the pool, if they are close enough to be shown."""

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from memalign.embedders import Vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,4 +16,3 @@ class Candidate:
     """The experts' verdicts on it, as codes."""
     missed: bool
     """Whether the judge's own verdict on it was another one."""
-    vector: Vectors
