@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BLOCK_NUMBERS = MOST_NUMBERS
 """Numbers in one block: it takes part in a product as a whole."""
 
+_COARSE, _FINE, _SCALE = range(3)
 _STEPS = 127.0
 _FINER = 254.0
 _AT_ONCE = 512
@@ -38,7 +39,7 @@ class Exact:
         self.dimension = dimension
         self.first = first
         self._rows = max(1, BLOCK_NUMBERS // dimension)
-        self._blocks: list[tuple[npt.NDArray[Any], ...]] = []  # coarse, fine, scale
+        self._blocks: list[tuple[npt.NDArray[Any], ...]] = []
         self._size = 0
 
     def __len__(self) -> int:
@@ -78,13 +79,10 @@ class Exact:
         """The vectors of slots, shape (len(slots), dimension)."""
         if not len(slots):
             return np.empty((0, self.dimension), dtype=np.float32)
-        numbers, rows = np.divmod(slots - self.first, self._rows)
-        at = [(self._blocks[number], row) for number, row in zip(numbers.tolist(), rows.tolist(), strict=True)]
-        coarse, fine, scale = (np.array([block[plane][row] for block, row in at]) for plane in range(3))
-        found = fine.astype(np.float32)
+        found = self._at(slots, _FINE).astype(np.float32)
         found /= np.float32(_FINER)
-        found += coarse
-        found *= scale[:, None]
+        found += self._at(slots, _COARSE)
+        found *= self._at(slots, _SCALE)[:, None]
         return found
 
     def nearest(self, query: Vectors, wanted: int, usable: npt.NDArray[np.bool_]) -> tuple[Slots, Vectors]:
@@ -94,11 +92,13 @@ class Exact:
         if not mask.all():
             scores[~mask] = -np.inf
         pool = min(wanted + _MORE, len(scores))
-        if pool <= 0:
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        best = np.argpartition(-scores, pool - 1)[:pool]
-        best = np.sort(best[scores[best] > -np.inf]) + self.first
-        return ranked(best, along(self.vectors(best), query), wanted)
+        best = np.argpartition(-scores, pool - 1)[:pool] if pool > 0 else np.empty(0, np.int64)
+        best = np.sort(best[scores[best] > -np.inf])
+        if not len(best):
+            return best, np.empty(0, np.float32)
+        slots = best + self.first
+        remainder = along(self._at(slots, _FINE).astype(np.float32), query) / np.float32(_FINER)
+        return ranked(slots, scores[best] + remainder * self._at(slots, _SCALE), wanted)
 
     def rest(self, first: int) -> Exact:
         """The rows from a slot on, which is the first of a block; they are shared, not copied."""
@@ -129,6 +129,11 @@ class Exact:
                 part = stored[number * made._rows : (number + 1) * made._rows]
                 plane[: len(part)] = part
         return made
+
+    def _at(self, slots: Slots, plane: int) -> npt.NDArray[Any]:
+        """What a plane holds of some slots, at least one."""
+        numbers, rows = np.divmod(slots - self.first, self._rows)
+        return np.array([self._blocks[number][plane][row] for number, row in zip(numbers.tolist(), rows.tolist(), strict=True)])
 
     def _coarse(self, query: Vectors) -> Vectors:
         found = np.empty(self._size, dtype=np.float32)
