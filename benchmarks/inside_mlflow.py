@@ -24,8 +24,8 @@ from benchmarks.measuring import ROOT, Row, beside_mlflow, facts, fresh, median
 from benchmarks.workload import INSTRUCTIONS, item, later_records, records
 
 SIDES = ("ours", "mlflow")
-SIZES = (50, 200, 1000)
-MORE, ROWS = 10, 500
+SIZES = (50, 100, 200, 1000)
+MORE, ROWS, EVALUATED = 10, 500, 200
 RESULTS = ROOT / "benchmarks" / "results" / "inside_mlflow.json"
 MODEL, EMBEDDING = "openai:/gpt-4.1-mini", "openai:/text-embedding-3-small"
 _JUDGED = 6
@@ -117,7 +117,7 @@ def _sized(size: int, repetitions: int, python: str) -> dict[str, list[dict[str,
             for side in SIDES if repetition % 2 == 0 else reversed(SIDES):
                 folder = Path(temporary) / f"{side}{repetition}"
                 shutil.copytree(store, folder)
-                run = _fresh(python, address, folder, "--side", side, *(["--evaluate"] if size == SIZES[1] and repetition == 0 else []))
+                run = _fresh(python, address, folder, "--side", side, *(["--evaluate"] if size == EVALUATED and repetition == 0 else []))
                 run["steps"] |= _fresh(python, address, folder, "--load", side)["steps"]
                 found[side].append(run)
                 told = {name: round(step["seconds"], 2) for name, step in run["steps"].items()}
