@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import memalign
 from memalign.cli import app
+from memalign.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -32,6 +33,19 @@ def test_commands_of_the_pages_exist_with_their_options(page: Path) -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_every_variable_of_the_environment_is_told() -> None:
+    variables = {str(field.validation_alias) for field in Settings.model_fields.values()}
+    for source in (ROOT / "src").rglob("*.py"):
+        variables |= set(re.findall(r"\bMEMALIGN_[A-Z_]+", source.read_text(encoding="utf-8")))
+    told = set(re.findall(r"`([A-Z][A-Z_]+)`", (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")))
+    assert told == variables
+
+
+def test_every_page_can_be_reached() -> None:
+    linked = {(page.parent / target).resolve() for page in PAGES for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))}
+    assert linked >= {page.resolve() for page in ROOT.glob("docs/*.md")}
 
 
 def test_python_of_the_readme_parses_and_names_what_is_public() -> None:
