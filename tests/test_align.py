@@ -723,6 +723,24 @@ def test_while_no_model_compares_them_new_guidelines_wait(make_judge: MakeJudge)
     assert purposes(model) == {"distil": 2, "relate": 2}, "what was distilled is not paid for twice"
 
 
+def test_a_new_guideline_that_the_next_cases_contradict_is_quarantined_and_asked_about(make_judge: MakeJudge) -> None:
+    replies = iter([ModelUnavailable("down")])
+
+    def answer(request: ChatRequest) -> Any:
+        if request.purpose == "relate":
+            return next(replies, related())
+        against = [number for number, _, reason in shown_cases(request) if reason.startswith("no apology")]
+        return {"operations": [{"op": "contradict", "guideline": "new1", "cases": against}]} if against else expert(request)
+
+    judge = make_judge(ScriptedChatModel(answer))
+    judge.align([record(1, "greet first")])
+    judge.align([record(2, "apologise first")])
+    report = judge.align([record(number, f"no apology {number}", value=True) for number in (3, 4, 5)])
+    (guideline,) = report.quarantined
+    assert (guideline.text, len(guideline.evidence_against)) == ("When a reply is judged, heed apologise first.", 3)
+    assert [[one.id for one in question.guidelines] for question in judge.memory.questions()] == [[guideline.id]]
+
+
 def test_relations_of_guidelines_that_do_not_exist_are_none(make_judge: MakeJudge) -> None:
     reply = {"duplicates": [], "narrower": [["a", "b"], [1, 1]], "conflicts": [{"pair": [1, None]}]}
     judge = make_judge(Waiting(2, lambda request: reply if request.purpose == "relate" else expert(request)))

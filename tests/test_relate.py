@@ -13,7 +13,7 @@ from conftest import MakeJudge, add, distilled, record, related, says, shown_gui
 from memalign import Judge
 from memalign.alignment.conflicts import Side, settle
 from memalign.alignment.joining import Joining
-from memalign.alignment.plan import Proposal
+from memalign.alignment.plan import Proposal, after
 from memalign.alignment.relate import Held, Relations, alike, content_words, forbids, nominated, read
 from memalign.memory.episodic import Stored
 from memalign.models import ChatRequest
@@ -326,6 +326,20 @@ def test_a_candidate_that_gains_evidence_meets_what_contradicts_it(hour: int, su
     assert fresh.guideline_id == "g2"
     assert fresh.state == (None if superseded == "active" else "superseded")
     assert fresh.others["g1"].state == ("superseded" if superseded == "active" else None)
+
+
+def test_what_a_new_guideline_won_against_does_not_outvote_it() -> None:
+    first = Proposal(text="Name a date.", batch=0, evidence={5, 6})
+    second = Proposal(text="Never name a date.", batch=1, evidence={1, 2})
+    rows = {row: stored("ann", hour=row) for row in (1, 2, 5, 6)}
+    Joining([Held(one.text, proposal=one) for one in (first, second)], {}, rows).act(Relations(conflicts=[(0, 1, "", "")]))
+    ids = {row: f"record {row}" for row in range(9)}
+    assert (second.state, after(None, first, ids, "g1").evidence_against) == ("superseded", ("record 1", "record 2"))
+    states = []
+    for contradicting in (7, 8):
+        first.against.add(contradicting)
+        states.append(after(None, first, ids, "g1").state)
+    assert states == ["active", "quarantined"]
 
 
 def test_a_proposal_that_adds_nothing_is_no_version(make_judge: MakeJudge) -> None:

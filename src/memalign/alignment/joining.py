@@ -124,6 +124,7 @@ class Joining:
         elif mine.proposal is not None:
             mine.proposal.state = revised.state
             mine.proposal.against |= revised.against
+            mine.proposal.overcome |= revised.against
 
     def _reword(self, mine: Held, other: Proposal, text: str) -> None:
         if mine.guideline is not None:
@@ -143,6 +144,7 @@ class Joining:
 def _take(kept: Proposal, other: Proposal) -> None:
     kept.evidence |= other.evidence
     kept.against |= other.against
+    kept.overcome |= other.overcome
     kept.taint |= other.taint
 
 

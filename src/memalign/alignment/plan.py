@@ -50,6 +50,8 @@ class Proposal:
     """Rows of the feedback for it."""
     against: set[int] = field(default_factory=set)
     """Rows of the feedback against it."""
+    overcome: set[int] = field(default_factory=set)
+    """Of these the rows for proposals that contradicted it and gave way."""
     taint: set[int] = field(default_factory=set)
     """Rows of all feedback that stood in a prompt which produced it."""
     others: dict[str, Revised] = field(default_factory=dict)
@@ -105,7 +107,7 @@ def after(old: Guideline | None, proposal: Proposal, ids: Mapping[int, str], key
     """A guideline as a proposal leaves it; ``ids``: row -> feedback id of the evidence that counts.
 
     A text that an expert pinned stays. A candidate that gains evidence competes again. One that new cases contradict, so that at least as many
-    contradict as support it, is quarantined. A proposal whose rival is not among ``rivals`` has none.
+    contradict as support it, is quarantined, unless they changed its wording. A proposal whose rival is not among ``rivals`` has none.
     """
     old = old or Guideline(id=key, version=0, text=proposal.text, scope=proposal.scope)
     found = _with(old, {ids[row] for row in proposal.evidence if row in ids}, {ids[row] for row in proposal.against if row in ids})
@@ -115,7 +117,8 @@ def after(old: Guideline | None, proposal: Proposal, ids: Mapping[int, str], key
     if isinstance(proposal.rival, Proposal) and rivals is not None and proposal.rival not in rivals:
         state = "active"
     found = replace(found, text=proposal.text or old.text, scope=proposal.scope or old.scope, state=state)
-    return _outvoted(found) if proposal.against and not proposal.text else found
+    reworded = proposal.text and proposal.guideline_id is not None
+    return found if reworded or proposal.against <= proposal.overcome else _outvoted(found, {ids[row] for row in proposal.overcome if row in ids})
 
 
 def revised_by(old: Guideline, revised: Revised, ids: Mapping[int, str]) -> Guideline:
@@ -137,6 +140,8 @@ def _with(old: Guideline, supporting: set[str], against: set[str]) -> Guideline:
     return replace(old, evidence_for=tuple(supported), evidence_against=tuple(key for key in opposed if key not in supported))
 
 
-def _outvoted(guideline: Guideline) -> Guideline:
-    contradicted = len(guideline.evidence_against) >= max(1, len(guideline.evidence_for))
+def _outvoted(guideline: Guideline, overcome: Collection[str]) -> Guideline:
+    """Quarantined if as many cases contradict it as support it; ``overcome``: ids of those that do not count."""
+    against = [key for key in guideline.evidence_against if key not in overcome]
+    contradicted = len(against) >= max(1, len(guideline.evidence_for))
     return replace(guideline, state="quarantined") if contradicted and guideline.state == "active" else guideline
