@@ -217,7 +217,8 @@ class Distilling:
         contested = [held[place].guideline for found in relations.conflicts for place in found[:2]]
         support = await asyncio.to_thread(_records_of, self.session.memory, [guideline for guideline in contested if guideline is not None])
         reworded = {p.guideline_id for p in self.result.proposals if p.text and p.guideline_id is not None}
-        joining = Joining(held, support, self.plan.records, reworded=reworded, weight=self.session.memory.weight)
+        weight, labels = self.session.memory.weight, self.task.scale.labels
+        joining = Joining(held, support, self.plan.records, reworded=reworded, weight=weight, labels=labels, personal=self.personal)
         joining.act(relations)
         self.result.proposals = [proposal for proposal in self.result.proposals if proposal not in joining.gone]
 

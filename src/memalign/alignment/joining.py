@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 from memalign.alignment.conflicts import Side, Weight, alike_weight, settle
+from memalign.alignment.operations import unsound
 from memalign.alignment.plan import Proposal, Revised
 from memalign.alignment.relate import Held, Relations, content_words
 from memalign.memory.episodic import Stored
@@ -26,15 +28,18 @@ class Joining:
         *,
         reworded: Collection[str] = (),
         weight: Weight = alike_weight,
+        labels: Sequence[str] = (),
+        personal: bool = False,
     ) -> None:
         """``records``: guideline id -> the records it rests on; ``rows``: the records that proposals cite.
 
-        ``reworded``: ids of guidelines that have a new wording already; one round gives each but one.
+        ``reworded``: ids of guidelines that have a new wording already; one round gives each but one. ``labels``, ``personal``: as for ``unsound``.
         """
         self._held = held
         self._records = records
         self._rows = rows
         self._weight = weight
+        self._unsound = partial(unsound, labels=labels, personal=personal)
         self._reworded = set(reworded)
         self._stands_for: dict[int, int] = {}
         self._revived: dict[int, Proposal] = {}
@@ -99,7 +104,7 @@ class Joining:
         if other.state is not None or _decided(mine):
             return
         sides = self._side(first), self._side(second)
-        scoped = _scoped(mine.text, self._held[second].text, when, then)
+        scoped = self._scoped(mine.text, self._held[second].text, when, then)
         outcome = settle(*sides, splits=scoped is not None, weight=self._weight)
         against = frozenset(other.evidence)
         if outcome == "split" and scoped is not None:
@@ -117,6 +122,17 @@ class Joining:
             if mine.proposal is not None:
                 mine.proposal.rival = other
             self._change(mine, other, Revised(state="quarantined"))
+
+    def _scoped(self, first: str, second: str, when: str, then: str) -> tuple[str, str] | None:
+        """Both texts with their situations, when these differ, the texts themselves speak of them and both may be worded like this; else None."""
+        if not when.strip() or not then.strip() or content_words(when) == content_words(then):
+            return None
+        if not content_words(when) & content_words(first) or not content_words(then) & content_words(second):
+            return None
+        one, two = ((" ".join(scope.split()), _decision(text)) for text, scope in ((first, when), (second, then)))
+        if any(self._unsound(guideline_text(*parts), scope=parts[0], decide=parts[1]) for parts in (one, two)):
+            return None
+        return guideline_text(*one), guideline_text(*two)
 
     def _change(self, mine: Held, other: Proposal, revised: Revised) -> None:
         if mine.guideline is not None:
@@ -152,16 +168,6 @@ def _decided(one: Held) -> bool:
     return one.proposal is not None and one.proposal.state is not None
 
 
-def _scoped(first: str, second: str, when: str, then: str) -> tuple[str, str] | None:
-    """Both texts with their situations, when these differ and the texts themselves speak of them; else None."""
-    if not when.strip() or not then.strip() or content_words(when) == content_words(then):
-        return None
-    if not content_words(when) & content_words(first) or not content_words(then) & content_words(second):
-        return None
-    return _within(first, when), _within(second, then)
-
-
-def _within(text: str, scope: str) -> str:
-    """A guideline's text with another scope."""
-    decide = re.sub(r"\A(?:when|if)\b[^,]*,\s*", "", text.strip(), flags=re.IGNORECASE)
-    return guideline_text(scope, decide)
+def _decision(text: str) -> str:
+    """What a guideline's text says without its situation."""
+    return re.sub(r"\A(?:when|if)\b[^,]*,\s*", "", text.strip(), flags=re.IGNORECASE)

@@ -12,7 +12,7 @@ from memalign.alignment.checks import addresses_the_model, copied, folded, order
 from memalign.errors import UnreadableReply
 from memalign.rendering import guideline_text
 
-__all__ = ["Add", "Contradict", "Operation", "Refine", "Rejected", "Support", "check", "guideline_text", "parse", "schema"]
+__all__ = ["Add", "Contradict", "Operation", "Refine", "Rejected", "Support", "check", "guideline_text", "parse", "schema", "unsound"]
 
 MOST_OPERATIONS = 12
 """In one reply; what a model proposes beyond is refused."""
@@ -128,6 +128,16 @@ def check(
     return accepted, rejected
 
 
+def unsound(text: str, *, labels: Sequence[str], personal: bool, scope: str = "", decide: str = "") -> str | None:
+    """Why no guideline may be worded like this, whatever its cases say, or None."""
+    if len(text) > _LONGEST:
+        return f"is longer than {_LONGEST:,} characters"
+    if not _says_something(text, 3):
+        return "says nothing to decide by"
+    fault = orders_a_verdict(text, labels, scope=scope, decide=decide) or addresses_the_model(text)
+    return fault or (None if personal else personal_data(text))
+
+
 @dataclass(frozen=True, slots=True)
 class _Rules:
     sources: Sequence[str]
@@ -167,13 +177,8 @@ class _Rules:
             if not when or not _says_something(decide, 2):
                 return Rejected(_text(proposal), "says nothing to decide by")
             text, scope = guideline_text(when, decide, because), when
-        if len(text) > _LONGEST:
-            return Rejected(f"{text[:300]} ...", f"is longer than {_LONGEST:,} characters")
-        if not _says_something(text, 3):
-            return Rejected(text, "says nothing to decide by")
-        fault = orders_a_verdict(text, self.labels, scope=scope, decide=decide) or addresses_the_model(text)
-        fault = fault or (None if self.personal else personal_data(text)) or copied(text, self.sources)
-        return Rejected(text, fault) if fault else (text, scope)
+        fault = unsound(text, labels=self.labels, personal=self.personal, scope=scope, decide=decide) or copied(text, self.sources)
+        return Rejected(text if len(text) <= _LONGEST else f"{text[:300]} ...", fault) if fault else (text, scope)
 
 
 def _says_something(text: str, words: int) -> bool:
