@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from conftest import MakeJudge, expert, record, related, says
+from conftest import MakeJudge, expert, record, related, says, shown_cases, shown_guidelines
 from memalign import Judge
 from memalign.errors import ModelUnavailable
 from memalign.models import ChatReply, ChatRequest
@@ -201,6 +201,30 @@ def test_a_candidate_whose_evidence_grows_is_tried_again(make_judge: MakeJudge) 
     assert states(judge)["bad"] == "active"
     assert [guideline.id for guideline in report.joined] == ["g2"]
     assert [tried.outcome for tried in judge.memory.trials("g2")] == ["refused", "accepted"]
+
+
+def test_contradictions_count_though_a_new_wording_beside_them_is_refused(make_judge: MakeJudge) -> None:
+    """The wording blinds the judge to item 100, so it goes; the cases against the guideline stay."""
+
+    def answer(request: ChatRequest) -> Any:
+        if request.purpose != "distil" or not shown_guidelines(request):
+            return judged(request)
+        return {
+            "operations": [
+                {"op": "refine", "guideline": "g1", "when": "a reply is judged", "decide": "heed bad", "because": "", "cases": [number]}
+                if reason == "bad"
+                else {"op": "contradict", "guideline": "g1", "cases": [number]}
+                for number, _, reason in shown_cases(request)
+            ]
+        }
+
+    judge = make_judge(ScriptedChatModel(answer))
+    judge.align(lessons("good"), verify="off")
+    report = judge.align([record(2, "bad"), record(3, "no", value=True), record(4, "no", value=True)], verify="full")
+    assert report.verification.outcome == "refused"
+    (guideline,) = report.quarantined
+    assert (guideline.text, len(guideline.evidence_for), len(guideline.evidence_against)) == ("When a reply is judged, heed good.", 2, 2)
+    assert (len(judge.memory.questions()), report.unconsumed) == (1, 0)
 
 
 def test_records_that_are_replaced_are_judged_as_they_will_be(make_judge: MakeJudge) -> None:

@@ -107,13 +107,13 @@ def _tried(outcome: Literal["accepted", "refused", "overridden"], found: Verific
 
 
 def _withhold(proposal: Proposal, held: Mapping[str, Guideline]) -> None:
-    """Let a proposal do nothing that the judge would read: its evidence is kept, for the day when there is more of it."""
+    """Let a proposal bring nothing that the judge would read: its evidence is kept, for and against, for the day when there is more of it."""
     if proposal.guideline_id is None:
         proposal.state = "candidate"
     else:
         proposal.text, proposal.scope = "", ""
         proposal.state = "candidate" if _stands_by(proposal, held) else None
-    proposal.others, proposal.against = {}, set()
+    proposal.others = {}
 
 
 def _stands_by(proposal: Proposal, held: Mapping[str, Guideline]) -> bool:
