@@ -723,6 +723,20 @@ def test_while_no_model_compares_them_new_guidelines_wait(make_judge: MakeJudge)
     assert purposes(model) == {"distil": 2, "relate": 2}, "what was distilled is not paid for twice"
 
 
+def test_new_guidelines_wait_once_for_a_comparison(make_judge: MakeJudge) -> None:
+    """An endpoint that always fails here, and only here, would keep everything waiting."""
+    model = ScriptedChatModel(lambda request: ModelUnavailable("down") if request.purpose == "relate" else expert(request))
+    judge = make_judge(model)
+    records = [record(number, f"reason {number}") for number in range(8)]
+    assert judge.align(records).unconsumed == 8
+    report = judge.align([record(8, "reason 8")])
+    assert (len(report.added), report.failed_batches, report.unconsumed) == (9, (), 0)
+    assert all("down" in why for why in report.unrelated)
+    assert report.unrelated
+    assert purposes(model)["distil"] == 3
+    assert judge.align([record(9, "reason 9")]).unconsumed == 1, "the next ones wait once as well"
+
+
 def test_a_new_guideline_that_the_next_cases_contradict_is_quarantined_and_asked_about(make_judge: MakeJudge) -> None:
     replies = iter([ModelUnavailable("down")])
 

@@ -60,6 +60,8 @@ class Distilling:
     result: Distillation = field(default_factory=Distillation)
     opposites: Mapping[int, Stored] = field(default_factory=dict)
     """Row of an error -> a case of memory that is shown beside it."""
+    resumed: bool = False
+    """Whether an earlier alignment's batches were taken up: they do not wait for a comparison again."""
 
     async def run(self, records: Sequence[Stored], vectors: Mapping[str, Vectors]) -> Distillation:
         """Distil records that have reasons. Errors of a batch are kept in the result, those of the embedder are raised.
@@ -113,6 +115,7 @@ class Distilling:
         memory = self.session.memory
         with memory.store.reading() as connection:
             found = drafts.waiting(connection, memory.judge_id, self._key(), {stored.row for stored in records})
+        self.resumed = bool(found)
         for place, draft in enumerate(found):
             operations, rejected, shown = read_draft(draft.content)
             self._take(-2 - place, operations, rejected, set(draft.rows), shown)
@@ -195,9 +198,9 @@ class Distilling:
         elif pairs := nominated(held, self.result.vectors):
             try:
                 relations = await named(self.session, self.meter, held, pairs)
-            except ModelUnavailable as error:
-                raise _Uncompared(f"what was distilled could not be compared with the guidelines there are: {error}") from error
             except Exception as error:  # guidelines that stay apart say a thing twice; those joined wrongly would be lost
+                if isinstance(error, ModelUnavailable) and not self.resumed:
+                    raise _Uncompared(f"what was distilled could not be compared with the guidelines there are: {error}") from error
                 self.result.unrelated.append(str(error) if isinstance(error, MemalignError) else f"{type(error).__name__}: {error}")
             else:
                 await self._act(held, relations)
@@ -228,7 +231,7 @@ class Distilling:
 
 
 class _Uncompared(Exception):
-    """New guidelines could not be compared with others, but can be soon: until then none of them takes effect."""
+    """New guidelines could not be compared with others, but perhaps can be soon: they are put off once."""
 
 
 def _read(stored: Stored) -> str:
