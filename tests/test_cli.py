@@ -451,6 +451,29 @@ def test_results_are_not_overwritten_unasked(run: Run, judge: str, tmp_path: Pat
     assert "--resume needs --out" in run("judge", file, "--resume", code=2).stderr
 
 
+def test_results_stay_until_new_ones_come(run: Run, judge: str, tmp_path: Path) -> None:
+    file, out, new = jsonl(tmp_path / "items.jsonl", {"outputs": "x"}), tmp_path / "results.jsonl", tmp_path / "new.jsonl"
+    run("judge", file, "--out", str(out))
+    results = out.read_text()
+    assert "did you mean 'items.jsonl'?" in run("judge", str(tmp_path / "itmes.jsonl"), "--out", str(out), "--overwrite", code=2).stderr
+    run("judge", jsonl(tmp_path / "bad.jsonl", "{broken"), "--out", str(out), "--overwrite", code=1)
+    assert out.read_text() == results
+    run("judge", str(tmp_path / "itmes.jsonl"), "--out", str(new), code=2)
+    run("judge", str(tmp_path / "bad.jsonl"), "--out", str(new), code=1)
+    run("judge", file, "--out", str(new))
+    run("judge", file, "--out", str(out), "--overwrite")
+    assert [len(path.read_text().splitlines()) for path in (out, new)] == [1, 1]
+
+
+@pytest.mark.parametrize("option", ["--overwrite", "--resume"])
+def test_results_never_replace_the_items(run: Run, judge: str, tmp_path: Path, option: str) -> None:
+    file, other = jsonl(tmp_path / "items.jsonl", {"outputs": "x"}), tmp_path / "other.jsonl"
+    other.symlink_to(file)
+    for out in (file, str(other)):
+        assert "is the file of items itself" in run("judge", file, "--out", out, option, code=2).stderr
+    assert json.loads(Path(file).read_text()) == {"outputs": "x"}
+
+
 def test_no_verdict_at_all_is_told_by_the_exit_code(run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
     file = jsonl(tmp_path / "items.jsonl", {"outputs": "x"})
     endpoint.then(503)

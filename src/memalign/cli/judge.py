@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ from memalign.cli.options import AbstainBelow, AsJson, Database, JudgeName, Retr
 from memalign.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from memalign.cli.results import Put
     from memalign.files import ItemRow
     from memalign.judge import Judge
     from memalign.records import Failure, Item, Verdict
@@ -109,17 +111,17 @@ def _judge_file(judge: Judge, results: Results, file: str, out: str | None, *, r
     from memalign.files import iter_items
 
     tally = Tally()
-    entries: Iterable[ItemRow | RowProblem] = iter_items(file)
-    if file == "-":
-        entries = list(entries)  # items are taken from the event loop, which must not wait for who writes them
-    with writing(out, resume=resume, overwrite=overwrite) as (stream, done):
+    entries: Iterator[ItemRow | RowProblem] = iter_items(file)
+    # Standard input is read first: the event loop must not wait for who writes there. A file that cannot be read must leave `out` alone.
+    entries = chain(list(entries if file == "-" else islice(entries, 1)), entries)
+    with writing(out, items=file, resume=resume, overwrite=overwrite) as (put, done):
         total = _rows(file) if sys.stderr.isatty() and file != "-" else 0
         rows = _good(entries, file, done, tally)
-        if stream is sys.stdout and stream.isatty():  # results and a bar on one screen would mix
-            edge.run(_stream(results, rows, stream, tally, lambda: None))
+        if out in (None, "-") and sys.stdout.isatty():  # results and a bar on one screen would mix
+            edge.run(_stream(results, rows, put, tally, lambda: None))
             return tally
         with progress() as tell, watched(judge, tell):
-            edge.run(_stream(results, rows, stream, tally, lambda: tell("judge", tally.verdicts + tally.failures + tally.known, total)))
+            edge.run(_stream(results, rows, put, tally, lambda: tell("judge", tally.verdicts + tally.failures + tally.known, total)))
     return tally
 
 
@@ -139,7 +141,7 @@ def _good(entries: Iterable[ItemRow | RowProblem], file: str, done: set[Any], ta
             yield entry
 
 
-async def _stream(judged: Results, rows: Iterator[ItemRow], stream: TextIO, tally: Tally, tell: Callable[[], None]) -> None:
+async def _stream(judged: Results, rows: Iterator[ItemRow], put: Put, tally: Tally, tell: Callable[[], None]) -> None:
     from memalign.cli.results import line_of
     from memalign.records import Failure
 
@@ -152,8 +154,7 @@ async def _stream(judged: Results, rows: Iterator[ItemRow], stream: TextIO, tall
 
     async with aclosing(judged(items())) as results:  # type: ignore[type-var]
         async for place, result in results:
-            stream.write(line_of(under_way.pop(place), result) + "\n")
-            stream.flush()
+            put(line_of(under_way.pop(place), result))
             if isinstance(result, Failure):
                 tally.failures += 1
                 tally.retryable += result.retryable

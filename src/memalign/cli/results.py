@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 Key = tuple[Any, Any, Any]
 """Row, id and digest of the content: a row is known again only when none of them changed."""
+
+Put = Callable[[str], None]
+"""Writes one line, at once."""
 
 
 def key_of(row: ItemRow) -> Key:
@@ -35,23 +39,48 @@ def line_of(row: ItemRow, result: Verdict | Failure) -> str:
 
 
 @contextmanager
-def writing(out: str | None, *, resume: bool, overwrite: bool) -> Iterator[tuple[TextIO, set[Key]]]:
-    """The stream for results, and the rows that have a verdict already. Raises ConfigurationError."""
+def writing(out: str | None, *, items: str, resume: bool, overwrite: bool) -> Iterator[tuple[Put, set[Key]]]:
+    """What takes a result's line, and the rows that have a verdict already. Raises ConfigurationError.
+
+    A file that is overwritten keeps what it holds until the first result. ``items``: the file that is judged, which is refused.
+    """
     if out is None or out == "-":
         if resume:
             raise ConfigurationError("--resume needs --out: it goes on with the results of that file")
-        yield sys.stdout, set()
+        yield partial(_put, sys.stdout), set()
         return
     path = Path(out)
-    if path.exists() and not resume and not overwrite:
-        raise ConfigurationError(f"{out} exists: --resume goes on with it, --overwrite starts anew")
     try:
-        done = _kept(path) if resume and path.exists() else set()
-        stream = path.open("a" if done else "w", encoding="utf-8", newline="\n")
+        if path.exists() and items != "-" and path.samefile(items):
+            raise ConfigurationError(f"--out {out} is the file of items itself; name another file for the results")
+        former = path.stat().st_size if path.exists() else 0
+        if former and not resume and not overwrite:
+            raise ConfigurationError(f"{out} exists: --resume goes on with it, --overwrite starts anew")
+        done = _kept(path) if resume and former else set()
+        stream = path.open("a", encoding="utf-8", newline="\n")
     except OSError as error:
         raise ConfigurationError(f"cannot write {out}: {error.strerror or error}") from error
     with stream:
-        yield stream, done
+        yield partial(_put, stream) if resume or not former else _anew(stream), done
+
+
+def _put(stream: TextIO, line: str) -> None:
+    stream.write(line + "\n")
+    stream.flush()
+
+
+def _anew(stream: TextIO) -> Put:
+    """Writes lines in place of what the file holds, which goes with the first of them."""
+    begun = False
+
+    def put(line: str) -> None:
+        nonlocal begun
+        if not begun:
+            stream.truncate(0)
+        begun = True
+        _put(stream, line)
+
+    return put
 
 
 def _kept(path: Path) -> set[Key]:
