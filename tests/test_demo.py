@@ -6,13 +6,17 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from memalign import Judge, Scale
+from memalign.cli import app
 from memalign.demo import INSTRUCTIONS, cases, run
 from memalign.embedders.scripted import HashEmbedder
 from memalign.models import ChatReply, ChatRequest, TokenLogprobs
@@ -83,3 +87,56 @@ def test_cases_come_in_the_order_of_judging() -> None:
     assert times == sorted(times)
     with pytest.raises(IndexError):
         cases("nothing")[0]
+
+
+# The command
+
+
+@pytest.fixture
+def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+    """Runs the command on a share of the data, with a scripted model, in a folder ``out``."""
+    monkeypatch.setattr("memalign.models.open_chat_model", lambda name: ScriptedChatModel(scripted, name=name))
+    monkeypatch.setattr("memalign.embedders.open_embedder", lambda _: HashEmbedder())
+
+    def run_demo(*options: str, out: str = "out", code: int = 0) -> Result:
+        small = ["--model", "local/scripted", "--feedback", "24", "--unseen", "6", "--seen", "4"]
+        result = CliRunner().invoke(app, ["demo", *small, "--out", str(tmp_path / out), *options])
+        assert result.exit_code == code, result.output
+        return result
+
+    return run_demo
+
+
+def test_the_demo_deletes_only_what_it_made(demo: Callable[..., Result], tmp_path: Path) -> None:
+    demo()
+    (tmp_path / "out" / "demo.db.bak").write_text("precious")
+    (tmp_path / "out" / "demo.db-index-1-abc").write_text("of the former memory")
+    demo()
+    assert (tmp_path / "out" / "demo.db.bak").read_text() == "precious"
+    assert not (tmp_path / "out" / "demo.db-index-1-abc").exists()
+    with closing(Judge.load(str(tmp_path / "out" / "demo.db"), "appropriate")) as judge:
+        judge.memory.pin(judge.memory.guidelines()[0].id)
+    assert "name another folder with --out" in demo(code=2).stderr
+    assert (tmp_path / "out" / "demo.db").exists()
+
+
+@pytest.mark.parametrize("name", ["demo.db", "demo.json", "learning-curve.png"])
+def test_the_demo_leaves_files_of_others_alone(demo: Callable[..., Result], tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("precious")
+    assert f"{name}, which no demo left there" in demo(out="mine", code=2).stderr
+    assert {path.name: path.read_text() for path in (tmp_path / "mine").iterdir()} == {name: "precious"}
+
+
+def test_another_judge_in_the_memory_of_the_demo_stays(demo: Callable[..., Result], tmp_path: Path) -> None:
+    demo()
+    memory = str(tmp_path / "out" / "demo.db")
+    with closing(Judge("mine", "Is it kind?", Scale.boolean(), "local/scripted", memory=memory)) as judge:
+        assert judge.memory.history() == []
+    assert "demo.db, which no demo left there" in demo(code=2).stderr
+    assert Judge.load(memory, "mine").instructions == "Is it kind?"
+
+
+def test_a_folder_that_cannot_be_used_is_named(demo: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("no folder")
+    assert "cannot use the folder" in demo(out="afile", code=2).stderr

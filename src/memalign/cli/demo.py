@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from memalign.calibration import Calibration
     from memalign.demo import Change, Correction, Outcome, Stage
     from memalign.records import Failure, Verdict
+
+_JUDGE = "appropriate"
+_FILES = ("demo.db", "demo.json", "learning-curve.png")
 
 
 def demo(
@@ -38,11 +42,8 @@ def demo(
     from memalign.demo import INSTRUCTIONS, run
 
     console = Console(highlight=False, quiet=as_json)
-    out.mkdir(parents=True, exist_ok=True)
-    database = out / "demo.db"
-    for leftover in out.glob("demo.db*"):
-        leftover.unlink()
-    judge = Judge("appropriate", INSTRUCTIONS, Scale.boolean(), model, memory=str(database))
+    _cleared(out)
+    judge = Judge(_JUDGE, INSTRUCTIONS, Scale.boolean(), model, memory=str(out / "demo.db"))
     story = _Story(console, out)
     console.print(f"[bold]The judge[/]  {INSTRUCTIONS}\n[dim]{model}, without memory; what the shop's lead means by it, it cannot know.[/]")
     try:
@@ -55,6 +56,42 @@ def demo(
     story.end(outcome)
     if as_json:
         typer.echo(json.dumps(outcome.to_dict(), ensure_ascii=False))
+
+
+def _cleared(out: Path) -> None:
+    """Make room in a folder: what an earlier demo left there goes. Raises ConfigurationError where anything may be of somebody else."""
+    from memalign.errors import ConfigurationError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        there = [name for name in _FILES if (out / name).exists()]
+        if there and not _left_by_a_demo(out / "demo.db"):
+            raise ConfigurationError(f"{out} holds {there[0]}, which no demo left there or which was changed since; name another folder with --out")
+        leftovers = [*out.glob("demo.db-index-*"), *(out / f"demo.db{end}" for end in ("-wal", "-shm", ""))] if there else []
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot use the folder {out}: {error.strerror or error}; name another one with --out") from error
+
+
+def _left_by_a_demo(database: Path) -> bool:
+    """Whether the demo made this memory, and nobody changed it afterwards."""
+    from memalign.demo import ACTOR, INSTRUCTIONS
+    from memalign.errors import PermanentError
+    from memalign.memory import Memory, judge_names, judge_settings
+    from memalign.stores import open_store
+
+    if not database.exists():
+        return False
+    try:
+        with closing(open_store(str(database))) as store:
+            if judge_names(store) != [_JUDGE]:
+                return False
+            settings = judge_settings(store, _JUDGE)
+            history = Memory(store, _JUDGE, settings, settings["embedder"]).history()
+    except PermanentError:
+        return False
+    return settings["instructions"] == INSTRUCTIONS and all(revision.actor == ACTOR for revision in history)
 
 
 class _Story:

@@ -22,6 +22,7 @@ from memalign.records import Episode, Failure, Feedback, Guideline, Usage, Verdi
 from memalign.rendering import search_text
 
 NEW_REASON = "From today every reply must end with the agent's first name. This one is not signed."
+ACTOR = "demo"
 INSTRUCTIONS = "Decide whether the reply is one that our shop's customer support would send."
 
 SAMPLE = 12
@@ -120,10 +121,10 @@ def run(judge: Judge, *, feedback: int, unseen: int | None, seen: int, tell: Tel
     measured(Stage(records=0, agreement=judge.agreement(exam, before), guidelines=0))
     after = before
     for number, part in enumerate(parts := _parts(lessons), start=1):
-        report = judge.align(part, actor="demo", progress=progress)
+        report = judge.align(part, actor=ACTOR, progress=progress)
         outcome.reports.append(report)
         tell("aligned", report)
-        calibration = judge.calibrate(sample=SAMPLE, actor="demo", progress=progress)
+        calibration = judge.calibrate(sample=SAMPLE, actor=ACTOR, progress=progress)
         outcome.calibrations.append(calibration)
         tell("calibrated", calibration)
         reads = calibration.decision is None or calibration.decision.guidelines
@@ -199,7 +200,7 @@ def correct(judge: Judge, lessons: Sequence[Feedback]) -> Correction:
     old = next(record for record in lessons if record.value is True)
     before = judge(inputs=old.inputs, outputs=old.outputs)
     new = replace(old, value=False, rationale=NEW_REASON)
-    report = judge.overwrite(new, actor="demo")
+    report = judge.overwrite(new, actor=ACTOR)
     return Correction(old=old, new=new, before=before, after=judge(inputs=old.inputs, outputs=old.outputs), report=report)
 
 
