@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -541,6 +542,15 @@ def test_calibrate_fits_or_says_why_not(run: Run, judge: str, endpoint: Scripted
     endpoint.chat = doubtful
     assert "revision 2" in run("calibrate", "--sample", "12").stdout
     assert json.loads(run("calibrate", "--json").stdout)["revision"] == 3
+
+
+def test_calibrate_misses_what_draws_the_plot_before_it_asks_a_model(
+    run: Run, taught: str, endpoint: ScriptedEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "altair", None)
+    endpoint.requests.clear()
+    assert "pip install 'memalign[plots]'" in run("calibrate", "--plot", str(tmp_path / "plot.png"), code=2).stderr
+    assert endpoint.requests == []
 
 
 # memory

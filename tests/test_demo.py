@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
@@ -19,6 +20,7 @@ from memalign import Judge, Scale
 from memalign.cli import app
 from memalign.demo import INSTRUCTIONS, cases, run
 from memalign.embedders.scripted import HashEmbedder
+from memalign.errors import ConfigurationError
 from memalign.models import ChatReply, ChatRequest, TokenLogprobs
 from memalign.models.scripted import ScriptedChatModel
 
@@ -135,6 +137,26 @@ def test_another_judge_in_the_memory_of_the_demo_stays(demo: Callable[..., Resul
         assert judge.memory.history() == []
     assert "demo.db, which no demo left there" in demo(code=2).stderr
     assert Judge.load(memory, "mine").instructions == "Is it kind?"
+
+
+@pytest.mark.parametrize(("module", "package"), [("altair", "altair"), ("vl_convert", "vl-convert-python")])
+def test_what_draws_the_curve_is_missed_at_the_start(
+    demo: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    result = demo(code=2)
+    assert f"{package} is not installed; run: pip install 'memalign[plots]'" in result.stderr
+    assert result.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_numbers_are_kept_when_the_curve_cannot_be_drawn(demo: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ConfigurationError("no fonts")
+
+    monkeypatch.setattr("memalign.plots.save_png", broken)
+    demo(code=2)
+    assert json.loads((tmp_path / "out" / "demo.json").read_text())["stages"]
 
 
 def test_a_folder_that_cannot_be_used_is_named(demo: Callable[..., Result], tmp_path: Path) -> None:

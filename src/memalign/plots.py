@@ -20,12 +20,15 @@ class Point:
     agreement: Interval
 
 
+def require() -> None:
+    """Before the work whose result is to be plotted: raises MissingExtra when it could not be."""
+    _altair()
+    _converter()
+
+
 def learning_curve(points: Sequence[Point], *, title: str, subtitle: str) -> Any:
     """An Altair chart: balanced accuracy on unseen items against records of feedback, with its confidence interval. Raises MissingExtra."""
-    try:
-        import altair
-    except ImportError as error:
-        raise MissingExtra("altair", "plots") from error
+    altair = _altair()
     rows = [{"records": p.records, "agreement": p.agreement.value, "low": p.agreement.low, "high": p.agreement.high} for p in points]
     base = altair.Chart({"values": rows}).encode(
         x=altair.X(
@@ -48,10 +51,7 @@ def reliability_diagram(before: Reliability, after: Reliability, *, title: str) 
 
     Points are as large as their bins are full; the bars are Wilson's 95 % intervals. Raises MissingExtra.
     """
-    try:
-        import altair
-    except ImportError as error:
-        raise MissingExtra("altair", "plots") from error
+    altair = _altair()
     kinds = {"model alone": before, "as fitted (left out)": after}
     bins = [
         {"judge": name, "confidence": part.confidence, "right": part.right.value, "low": part.right.low, "high": part.right.high, "n": part.n}
@@ -86,9 +86,22 @@ def reliability_diagram(before: Reliability, after: Reliability, *, title: str) 
 
 def save_png(chart: Any, path: Path) -> None:
     """Render a chart to a PNG file at twice the screen's resolution; no browser, no network. Raises MissingExtra."""
+    converter = _converter()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(converter.vegalite_to_png(chart.to_dict(), scale=2))
+
+
+def _altair() -> Any:
+    try:
+        import altair
+    except ImportError as error:
+        raise MissingExtra("altair", "plots") from error
+    return altair
+
+
+def _converter() -> Any:
     try:
         import vl_convert
     except ImportError as error:
         raise MissingExtra("vl-convert-python", "plots") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(vl_convert.vegalite_to_png(chart.to_dict(), scale=2))
+    return vl_convert

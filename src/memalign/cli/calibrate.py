@@ -46,6 +46,10 @@ def calibrate(
     from memalign.cli.printing import emit, note, progress
     from memalign.cli.weights import watched
 
+    if plot is not None:
+        from memalign.plots import require
+
+        require()
     with opened(db, judge) as found, progress() as tell, watched(found, tell):
         result = found.calibrate(sample=sample, votes=votes, ablate=ablate, actor=actor, progress=tell)
     if json:

@@ -38,9 +38,10 @@ def demo(
     """Teach a judge a shop's house rules from its lead's corrections, and measure what it learned. Five minutes on two cores, no key."""
     from rich.console import Console
 
-    from memalign import Judge, Scale
+    from memalign import Judge, Scale, plots
     from memalign.demo import INSTRUCTIONS, run
 
+    plots.require()
     console = Console(highlight=False, quiet=as_json)
     _cleared(out)
     judge = Judge(_JUDGE, INSTRUCTIONS, Scale.boolean(), model, memory=str(out / "demo.db"))
@@ -51,8 +52,8 @@ def demo(
             outcome = run(judge, feedback=feedback, unseen=unseen, seen=seen, tell=story.tell, progress=_Bars(progress))
     finally:
         judge.close()
-    _curve(outcome, out / "learning-curve.png")
     (out / "demo.json").write_text(json.dumps(outcome.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
+    _curve(outcome, out / "learning-curve.png")
     story.end(outcome)
     if as_json:
         typer.echo(json.dumps(outcome.to_dict(), ensure_ascii=False))
