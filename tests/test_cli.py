@@ -189,6 +189,18 @@ def test_errors_keep_their_traceback_for_who_debugs(run: Run, monkeypatch: pytes
         run("memory", "list")
 
 
+def test_an_error_in_json_is_one_document(run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    missing = run("align", str(tmp_path / "nowhere.jsonl"), "--json", code=2)
+    told = json.loads(missing.stdout)
+    assert (told["kind"], told["retryable"]) == ("ConfigurationError", False)
+    assert missing.stderr == f"error: {told['error']}\n"
+    endpoint.then(503)
+    told = json.loads(run("judge", "--outputs", "x", "--json", code=3).stdout)
+    assert (told["kind"], told["retryable"]) == ("ModelUnavailable", True)
+    assert json.loads(run("memory", "show", "g9", "--json", code=2).stdout)["kind"] == "NotFound"
+    assert run("memory", "show", "g9", code=2).stdout == ""
+
+
 # init
 
 
@@ -473,6 +485,15 @@ def test_results_never_replace_the_items(run: Run, judge: str, tmp_path: Path, o
     for out in (file, str(other)):
         assert "is the file of items itself" in run("judge", file, "--out", out, option, code=2).stderr
     assert json.loads(Path(file).read_text()) == {"outputs": "x"}
+
+
+def test_a_run_in_json_is_its_account_or_its_results(run: Run, judge: str, tmp_path: Path) -> None:
+    file, out = jsonl(tmp_path / "items.jsonl", {"outputs": "x"}, "{broken"), str(tmp_path / "results.jsonl")
+    told = json.loads(run("judge", file, "--out", out, "--json", code=1).stdout)
+    assert (told["verdicts"], told["bad_rows"], told["known"], told["failures"], told["last_error"]) == (1, 1, 0, 0, "")
+    assert json.loads(run("judge", file, "--out", out, "--resume", "--json", code=1).stdout)["known"] == 1
+    for results in ((), ("--out", "-")):
+        assert "verdict" in json.loads(run("judge", file, *results, "--json", code=1).stdout)
 
 
 def test_no_verdict_at_all_is_told_by_the_exit_code(run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:

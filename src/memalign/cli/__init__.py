@@ -20,12 +20,13 @@ class _Group(TyperGroup):
     """Turns what memalign raises, and Ctrl-C, into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        json = "--json" in ctx.args  # the arguments of the command
         try:
             return super().invoke(ctx)
         except MemalignError as error:
             if os.environ.get("MEMALIGN_DEBUG") == "1":
                 raise
-            raise typer.Exit(_told(error)) from None
+            raise typer.Exit(_told(error, json=json)) from None
         except (KeyboardInterrupt, typer.Abort) as stopped:
             print(f"\ninterrupted: {str(stopped) or 'nothing is lost, run the same command again'}", file=sys.stderr)  # noqa: T201
             raise typer.Exit(INTERRUPTED) from None
@@ -78,9 +79,11 @@ def main() -> None:
         raise
 
 
-def _told(error: MemalignError) -> int:
-    """Say what went wrong; gives the exit code: 3 when the same command may succeed later, else 2."""
-    from memalign.cli.printing import note
+def _told(error: MemalignError, *, json: bool) -> int:
+    """Say what went wrong, with ``json`` on standard output as well; gives the exit code: 3 when the same command may succeed later, else 2."""
+    from memalign.cli.printing import emit, note
 
     note(f"error: {error}")
+    if json:
+        emit({"error": str(error), "kind": type(error).__name__, "retryable": error.retryable}, indent=None)
     return 3 if error.retryable else 2

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memalign.cli.options import AbstainBelow, AsJson, Database, JudgeName, Retrieve, Votes
+from memalign.cli.options import AbstainBelow, Database, JudgeName, Retrieve, Votes
 from memalign.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -72,17 +72,19 @@ def judge(
     abstain_below: AbstainBelow = None,
     votes: Votes = None,
     retrieve: Retrieve = None,
-    json: AsJson = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document: the verdict on one item, or the account of a run with --out.")
+    ] = False,
 ) -> None:
     """Judge the items of a file, or one item.
 
-    Results of a FILE are one JSON line an item, written as they come, in the order in which they come. A verdict with "abstained": true is the
-    judge's best guess on an item that it leaves to the experts.
+    Results of a FILE are one JSON line an item, with --json or without, written as they come, in the order in which they come. A verdict with
+    "abstained": true is the judge's best guess on an item that it leaves to the experts.
 
     Exit code 0: every row has a verdict, abstentions included; 1: some have none. When none got one: 3 if it may succeed later, else 2.
     """
     from memalign.cli.opening import opened
-    from memalign.cli.printing import note
+    from memalign.cli.printing import emit, note
     from memalign.cli.retrieving import retrieving
 
     single = not (inputs is None and outputs is None and expectations is None)
@@ -98,7 +100,10 @@ def judge(
             return
         results = partial(found.astream, abstain_below=abstain_below, votes=votes)
         tally = _judge_file(found, results, str(file), out, resume=resume, overwrite=overwrite)
-    if tally.exit_code or tally.abstained or (out and out != "-"):
+    to_file = out not in (None, "-")
+    if json and to_file:
+        emit(asdict(tally))
+    if tally.exit_code or tally.abstained or to_file:
         note(tally.line() + (f"; the last failure: {tally.last_error}" if tally.last_error else ""))
     raise typer.Exit(tally.exit_code)
 

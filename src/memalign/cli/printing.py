@@ -31,9 +31,9 @@ def note(line: str) -> None:
     _write(sys.stderr, line)
 
 
-def emit(document: Any) -> None:
-    """One JSON document on standard output."""
-    _write(sys.stdout, as_json(document, indent=2), clean=False)
+def emit(document: Any, *, indent: int | None = 2) -> None:
+    """One JSON document on standard output, without ``indent`` on one line."""
+    _write(sys.stdout, as_json(document, indent=indent), clean=False)
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
