@@ -84,6 +84,19 @@ def test_unusable_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     told("--no-models", "--model", "openai/m", code=1)
 
 
+def test_a_broken_key_and_a_broken_address(endpoint: ScriptedEndpoint, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    init = ["init", "--db", db, "--judge", "polite", "--instructions", "x", "--scale", "boolean", "--model", "openai/m", "--embedder", "openai/e"]
+    assert CliRunner().invoke(app, init).exit_code == 0
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\nand more")
+    assert "OPENAI_API_KEY" in told("--no-models", code=1)["settings"]["detail"]
+    assert told("--model", "openai/m", "--db", db, code=1)["model openai/m"]["status"] == "failed"
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    told("--model", "openai/m", "--db", db)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:99999/v1")
+    found = told("--no-models", "--db", db, code=1)
+    assert [found[name]["status"] for name in ("OPENAI_BASE_URL", "judge polite")] == ["failed"] * 2
+
+
 def test_what_is_missing_and_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = metadata.version
 

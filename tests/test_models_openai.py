@@ -140,6 +140,49 @@ def test_a_missing_key_is_told_before_anything_is_sent() -> None:
         asyncio.run(main())
 
 
+def test_white_space_around_key_and_address_is_no_part_of_them(endpoint: ScriptedEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", f" {endpoint.url}/\n")
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+
+    async def main() -> None:
+        for model in (OpenAIChatModel("m"), OpenAIChatModel("m", base_url=f"{endpoint.url}\n", api_key=f" {KEY}\n")):
+            await model.complete(ASK)
+            await model.aclose()
+
+    asyncio.run(main())
+    assert [asked.headers["Authorization"] for asked in endpoint.requests] == [f"Bearer {KEY}"] * 2
+
+
+def test_a_key_of_white_space_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "\n")
+    with pytest.raises(ConfigurationError, match="no API key"):
+        asyncio.run(OpenAIChatModel("m").complete(ASK))
+
+
+@pytest.mark.parametrize("key", ["sk-very\nsecret", "sk-very\x7fsecret"])
+def test_a_key_that_no_header_can_hold_is_told_without_it(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    choices: list[dict[str, Any]] = [{}, {"api_key": key}]
+    for options in choices:
+        with pytest.raises(ConfigurationError, match=r"OPENAI_API_KEY.*control character") as caught:
+            OpenAIChatModel("m", **options)
+        assert "secret" not in f"{caught.value!r}{caught.value.__cause__!r}{caught.value.__context__!r}"
+
+
+@pytest.mark.parametrize("address", ["http://u:secret@h:99999/v1", "http://[::1/v1", "http://h:notaport/v1", "https://"])
+def test_an_address_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", address)
+    with pytest.raises(ConfigurationError, match=r"https://host/v1; check OPENAI_BASE_URL") as caught:
+        OpenAIChatModel("m")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_proxy_whose_address_is_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy:99999")
+    with pytest.raises(ConfigurationError, match=r"Port out of range.*check OPENAI_BASE_URL and the proxies"):
+        asyncio.run(OpenAIChatModel("m", base_url="http://models.example/v1").complete(ASK))
+
+
 def test_another_address_needs_no_key(endpoint: ScriptedEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
 

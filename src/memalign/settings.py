@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from memalign.errors import ConfigurationError
@@ -17,14 +18,21 @@ from memalign.errors import ConfigurationError
 OPENAI_URL = "https://api.openai.com/v1"
 
 
-class Settings(BaseSettings):
-    """One field a variable; an empty variable counts as unset. Secrets never show in ``repr``."""
+def sendable(key: SecretStr) -> SecretStr:
+    """The key itself. Raises ConfigurationError, which does not show it, when no HTTP header can hold it."""
+    if not key.get_secret_value().isprintable():
+        raise ConfigurationError("OPENAI_API_KEY holds a line break or another control character; set it to the key alone")
+    return key
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
+
+class Settings(BaseSettings):
+    """One field a variable, without white space around it; an empty variable counts as unset. Secrets never show in ``repr``."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True, str_strip_whitespace=True)
 
     openai_base_url: str = Field(default=OPENAI_URL, validation_alias="OPENAI_BASE_URL", pattern=r"^https?://")
     """The address before ``/chat/completions`` and ``/embeddings``."""
-    openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
+    openai_api_key: Annotated[SecretStr, AfterValidator(sendable)] | None = Field(default=None, validation_alias="OPENAI_API_KEY")
     hf_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
     """For weights named by a hub id that is not public."""
     concurrency: int = Field(default=64, validation_alias="MEMALIGN_CONCURRENCY", ge=1)

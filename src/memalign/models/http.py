@@ -80,13 +80,12 @@ class Endpoint:
         first_wait_seconds: float = 0.5,
     ) -> None:
         """Unset arguments come from the environment. Raises ConfigurationError for a bad address or setting; opens nothing."""
-        from memalign.settings import read_settings
+        from memalign.settings import read_settings, sendable
 
         settings = read_settings()
-        self.url = URL((base_url or settings.openai_base_url).rstrip("/"))
-        if self.url.scheme not in {"http", "https"} or not self.url.host:
-            raise ConfigurationError(f"the address {self._shown(self.url)!r} is not of the form https://host/v1; check OPENAI_BASE_URL")
-        self._key = SecretStr(api_key) if isinstance(api_key, str) else api_key or settings.openai_api_key
+        self.url = _address(base_url or settings.openai_base_url)
+        given = SecretStr(api_key.strip()) if isinstance(api_key, str) else api_key
+        self._key = sendable(given) if given else settings.openai_api_key
         self.concurrency = concurrency or settings.concurrency
         self.timeout_seconds = timeout_seconds or settings.timeout_seconds
         self.retries = retries or settings.retries
@@ -100,7 +99,7 @@ class Endpoint:
         Raises ModelUnavailable after all attempts or the total time, EndpointRefused (a ModelRefused), ItemTooLong, or ConfigurationError
         when the public OpenAI address is used without a key. Cancellation passes through at once.
         """
-        if self._key is None and self.url.host == "api.openai.com":
+        if not self._key and self.url.host == "api.openai.com":
             raise ConfigurationError("no API key: set OPENAI_API_KEY, or OPENAI_BASE_URL for an endpoint that needs none")
         lane = self._lane()
         address = self.url / path
@@ -120,7 +119,7 @@ class Endpoint:
             except (_Transient, TimeoutError):
                 pass
         raise ModelUnavailable(
-            f"{self._shown(address)} gave no answer in {attempts} attempt{'s' * (attempts != 1)} and {time.monotonic() - started:.1f} s "
+            f"{_shown(address)} gave no answer in {attempts} attempt{'s' * (attempts != 1)} and {time.monotonic() - started:.1f} s "
             f"(last: {last}); try again later, check OPENAI_BASE_URL, or raise MEMALIGN_RETRIES or MEMALIGN_TIMEOUT_SECONDS",
             attempts=attempts,
         )
@@ -151,8 +150,9 @@ class Endpoint:
                 content = await response.read()
         except TimeoutError:
             raise _Transient("the attempt timed out") from None
-        except (aiohttp.InvalidURL, aiohttp.ClientSSLError) as error:
-            raise ConfigurationError(self._redacted(f"cannot use {self._shown(address)}: {error}; check OPENAI_BASE_URL")) from None
+        except (ValueError, aiohttp.ClientSSLError) as error:  # of an address or a proxy that is none
+            advice = "check OPENAI_BASE_URL and the proxies of the environment"
+            raise ConfigurationError(self._redacted(f"cannot use {_shown(address)}: {error}; {advice}")) from None
         except (aiohttp.ClientError, OSError) as error:
             raise _Transient(self._redacted(f"{type(error).__name__}: {error}")) from None
         status, headers = response.status, response.headers
@@ -183,7 +183,7 @@ class Endpoint:
         if (status in RETRIED and code != "insufficient_quota") or status > 501:
             return _Transient(f"status {status} {detail}".rstrip(), _retry_after_seconds(headers))
         advice = ADVICE.get(status, "check OPENAI_BASE_URL")
-        message = f"{self._shown(address)} answered {status}: {detail or 'no reason given'}; {advice}"
+        message = f"{_shown(address)} answered {status}: {detail or 'no reason given'}; {advice}"
         return EndpointRefused(message, status=status, detail=detail)
 
     def _headers(self) -> dict[str, str]:
@@ -193,11 +193,6 @@ class Endpoint:
         """Servers quote keys in their messages, whole or with the middle left out; the whole one is replaced here."""
         key = self._key.get_secret_value() if self._key else ""
         return text.replace(key, "***") if key else text
-
-    @staticmethod
-    def _shown(address: URL) -> str:
-        """The address without user, password and query, which may be secrets."""
-        return str(address.with_user(None).with_query(None)) if address.host else str(address)
 
     def _lane(self) -> _Lane:
         loop = asyncio.get_running_loop()
@@ -214,6 +209,22 @@ class Endpoint:
         # A session refers to its loop, so a weak mapping from loops would never let go of either.
         for loop in [loop for loop in self._lanes if loop.is_closed()]:
             _drop(self._lanes.pop(loop))
+
+
+def _address(text: str) -> URL:
+    """The address before the paths. Raises ConfigurationError when it is none, without it where it cannot be told which part may be secret."""
+    try:
+        address = URL(text.strip().rstrip("/"))
+    except ValueError:
+        raise ConfigurationError("the endpoint's address is not of the form https://host/v1; check OPENAI_BASE_URL") from None
+    if address.scheme not in {"http", "https"} or not address.host:
+        raise ConfigurationError(f"the address {_shown(address)!r} is not of the form https://host/v1; check OPENAI_BASE_URL")
+    return address
+
+
+def _shown(address: URL) -> str:
+    """The address without user, password and query, which may be secrets."""
+    return str(address.with_user(None).with_query(None)) if address.host else str(address)
 
 
 def _give_back(lanes: dict[asyncio.AbstractEventLoop, _Lane]) -> None:
