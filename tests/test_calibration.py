@@ -157,7 +157,7 @@ def test_a_misleading_vote_takes_no_part() -> None:
         yes = 0.85 if value else 0.15
         vote = rng.choice([-1.0, 1.0])
         values.append(value)
-        cases.append(case_of(YES_NO, [value], {"yes": yes, "no": 1 - yes}, (vote / 2, -vote / 2)))
+        cases.append(case_of(YES_NO, {value: 1.0}, {"yes": yes, "no": 1 - yes}, (vote / 2, -vote / 2)))
     found = trial(YES_NO, cases, values)
     assert found.after.accuracy == 1.0
     assert found.after.brier < found.before.brier
@@ -172,7 +172,7 @@ def test_a_telling_vote_is_kept_and_helps() -> None:
         yes = rng.uniform(0.3, 0.7)
         vote = (0.6 if value else -0.6) + rng.gauss(0, 0.2)
         values.append(value)
-        cases.append(case_of(YES_NO, [value], {"yes": yes, "no": 1 - yes}, (vote / 2, -vote / 2)))
+        cases.append(case_of(YES_NO, {value: 1.0}, {"yes": yes, "no": 1 - yes}, (vote / 2, -vote / 2)))
     found = trial(YES_NO, cases, values)
     assert found.decision.vote_weight > 0
     assert found.after.accuracy > 0.9 > found.before.accuracy
@@ -187,7 +187,7 @@ def test_noise_does_not_change_verdicts_in_silence() -> None:
         for _ in range(16):
             value, yes = rng.random() < 0.5, rng.uniform(0.2, 0.8)
             values.append(value)
-            cases.append(case_of(YES_NO, [value], {"yes": yes, "no": 1 - yes}, ()))
+            cases.append(case_of(YES_NO, {value: 1.0}, {"yes": yes, "no": 1 - yes}, ()))
         found = trial(YES_NO, cases, values)
         if found is not None and found.after.balanced_accuracy < found.before.balanced_accuracy:
             assert "does worse than the model alone" in found.note
@@ -406,6 +406,36 @@ def test_an_annotator_counts_by_weight_in_the_vote() -> None:
     assert ballot is not None
     assert list(ballot.place) == ["0"]  # an annotator of weight 0 is not heard
     assert ballot.points[0] == pytest.approx((1 * -1 + 3 * 1) / 4)
+
+
+def heeds_the_boss(request: ChatRequest) -> Any:
+    """Says of a reply what the boss says: yes of even numbers."""
+    if request.purpose == "distil":
+        return {"operations": []}
+    yes = 0.1 if int(request.messages[-1].content.split("reply ")[1].split()[0]) % 2 else 0.9
+    return told({"yes": yes, "no": 1 - yes})
+
+
+@pytest.mark.parametrize("temp", [0.0, 1.0])
+def test_labels_count_by_weight_when_the_judge_is_calibrated(make_judge: MakeJudge, temp: float) -> None:
+    judge = make_judge(ScriptedChatModel(heeds_the_boss), explain=False, k=0, weights={"boss": 5, "temp": temp})
+    judge.align([record(n, value=(n % 2 == 0) == (who == "boss"), annotator=who) for n in range(20) for who in ("boss", "temp")])
+    calibration = judge.calibrate()
+    assert (calibration.judged, calibration.model_alone) == (20, 1.0)
+    assert calibration.decision.model_weight > 0.5
+
+
+def test_labels_of_no_weight_are_no_ground_for_calibration(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(heeds_the_boss)
+    judge = make_judge(model, explain=False, k=0, weights={"temp": 0})
+    judge.align([record(n, value=n % 2 == 0, annotator="temp" if n < 15 else "boss") for n in range(20)])
+    model.requests.clear()
+    assert judge.calibrate().note.startswith("5 labelled records can be judged")
+    assert model.requests == []
+
+
+def test_an_item_is_as_its_experts_label_it_by_weight() -> None:
+    assert case_of(YES_NO, {True: 3.0, False: 1.0}, None, ()).label == (0.75, 0.25)
 
 
 def test_weights_are_settings_of_the_judge(make_judge: MakeJudge, db: str) -> None:

@@ -393,6 +393,20 @@ def test_contradicting_cases_put_a_guideline_before_the_experts(make_judge: Make
     assert judge.memory.questions() == []
 
 
+@pytest.mark.both_stores
+@pytest.mark.parametrize(("weight", "state"), [(0, "active"), (0.9, "active"), (1, "quarantined")])
+def test_contradicting_cases_count_by_the_weight_of_their_annotators(make_judge: MakeJudge, weight: float, state: str) -> None:
+    contradict = {"op": "contradict", "guideline": "g1", "cases": [1]}
+    judge = make_judge(weights={"eve": weight})
+    judge.align([record(1, "apologise"), record(2, "apologise")])
+    for number in (3, 4):
+        judge.session.reflection_model = ScriptedChatModel([{"operations": [contradict]}])
+        judge.align([record(number, f"no need to apologise {number}", value=True, annotator="eve")])
+    (guideline,) = judge.memory.guidelines(all_states=True)
+    assert (guideline.state, len(guideline.evidence_for), len(guideline.evidence_against)) == (state, 2, 2)
+    assert len(judge.memory.questions()) == (state == "quarantined")
+
+
 @pytest.mark.parametrize(
     ("text", "labels"),
     [

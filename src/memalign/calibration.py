@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from memalign.reliability import Covered, Reliability
     from memalign.trial import Trial
 
+Given = Mapping[str, Mapping[Any, float]]
+"""Item id -> the values that experts gave, with the weight of all who gave them; the one given last at the end."""
+
 _FEWEST = 8
 """Labels from which weights are fitted; fewer would fit noise."""
 
@@ -102,7 +105,9 @@ async def calibrate(
     if not task.scale.labels:
         return replace(nothing, note=f"the scale {task.scale.spec} has no list of labels to weigh against each other")
     shown = {episode.item_id for episode in view.exemplars}
-    held = await asyncio.to_thread(session.memory.stored)
+    weight = session.memory.weight
+    held = [stored for stored in await asyncio.to_thread(session.memory.stored) if weight(stored.feedback.annotator) > 0]
+    given = _given(held, weight)
     chosen = balanced_sample([stored for stored in held if stored.item_id not in shown], sample)
     if len(chosen) < _FEWEST:
         return replace(nothing, note=f"{len(chosen)} labelled records can be judged without their own case; {_FEWEST} are needed")
@@ -111,7 +116,7 @@ async def calibrate(
     ballot = await asyncio.to_thread(space.memory.ballot, view)
 
     async def fit(how: Recall, done: int, total: int) -> _Fit:
-        return await _fit(session, task, held, chosen, how, plain, ballot, lambda stage, n, _: progress(stage, done + n, total))
+        return await _fit(session, task, given, chosen, how, plain, ballot, lambda stage, n, _: progress(stage, done + n, total))
 
     pinned = tuple(guideline for guideline in view.guidelines if guideline.pinned)
     without = None
@@ -148,7 +153,7 @@ def _reading(kept: _Fit, without: _Fit) -> tuple[bool, str]:
 async def _fit(
     session: Session,
     task: Task,
-    held: Sequence[Stored],
+    given: Given,
     chosen: Sequence[Stored],
     recall: Recall,
     caution: Caution,
@@ -164,7 +169,7 @@ async def _fit(
         return replace(nothing, note=f"{session.model.name} told token probabilities for some replies only; ask again, or give votes=3 or more")
     both = all(verdict.orders is not None for verdict in results.values())
     verdicts = {chosen[place].item_id: verdict for place, verdict in results.items()}
-    trial, losses = await asyncio.to_thread(_tried, task.scale, held, verdicts, ballot, mirrored=both)
+    trial, losses = await asyncio.to_thread(_tried, task.scale, given, verdicts, ballot, mirrored=both)
     if trial is None:
         return replace(nothing, note="all labels are equal: nothing to fit")
     return replace(nothing, votes=counted.pop(), trial=trial, losses=losses)
@@ -189,25 +194,30 @@ async def _judged(
     return results
 
 
+def _given(held: Sequence[Stored], weight: Callable[[str], float]) -> Given:
+    found: dict[str, dict[Any, float]] = {}
+    for stored in held:
+        said, value = found.setdefault(stored.item_id, {}), stored.feedback.value
+        said[value] = said.pop(value, 0.0) + weight(stored.feedback.annotator)
+    return found
+
+
 def _tried(
-    scale: Scale, held: Sequence[Stored], verdicts: Mapping[str, Verdict], ballot: Ballot | None, *, mirrored: bool
+    scale: Scale, given: Given, verdicts: Mapping[str, Verdict], ballot: Ballot | None, *, mirrored: bool
 ) -> tuple[Trial | None, dict[str, float]]:
     from memalign.trial import Judged, case_of, tried
 
-    given: dict[str, list[Any]] = {}
-    for stored in held:
-        given.setdefault(stored.item_id, []).append(stored.feedback.value)
     votes = {} if ballot is None else {item_id: tuple(map(float, ballot.left_out[row])) for item_id, row in ballot.place.items()}
     items = [item_id for item_id in given if item_id in verdicts or item_id in votes]
     cases, judged = [], []
     for place, item_id in enumerate(items):
-        values, verdict, shares = given[item_id], verdicts.get(item_id), None
+        said, verdict, shares = given[item_id], verdicts.get(item_id), None
         if verdict is not None:
             bare = verdict.probabilities is None
             shares = verdict.probabilities or pooled(scale, [Answer(verdict.value, "", None)])[0]
-            truth = max(values, key=lambda value: (values.count(value), value == values[-1]))
+            truth = max(reversed(said), key=said.__getitem__)
             judged.append(Judged(place=place, truth=truth, said=verdict.value, shares=shares, bare=bare))
-        cases.append(case_of(scale, values, shares, votes.get(item_id, ())))
+        cases.append(case_of(scale, said, shares, votes.get(item_id, ())))
     trial = tried(scale, cases, judged, mirrored=mirrored)
     return trial, {} if trial is None else {items[record.place]: loss for record, loss in zip(judged, trial.losses, strict=True)}
 

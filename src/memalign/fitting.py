@@ -33,7 +33,7 @@ class Case:
     """An item that experts judged."""
 
     label: tuple[float, ...]
-    """Share of the experts that gave each label."""
+    """Share of the experts, by weight, that gave each label."""
     model: tuple[float, ...] | None
     """The logarithm of the model's probability of each label; None when it did not judge the item."""
     vote: tuple[float, ...]

@@ -25,7 +25,7 @@ class Judged:
     place: int
     """Its place among the cases."""
     truth: Any
-    """The experts' value; where they differ, the one that most gave."""
+    """The experts' value; where they differ, the one with the most weight behind it."""
     said: Any
     """The model's own value."""
     shares: Mapping[str, float]
@@ -46,9 +46,10 @@ class Trial:
     """Log loss on each judged record when it was left out, by the weight of its label."""
 
 
-def case_of(scale: Scale, values: Sequence[Any], shares: Mapping[str, float] | None, vote: tuple[float, ...]) -> Case:
-    """An item as fitting sees it: experts' values, the model's probabilities if it judged the item, and the vote of the other cases."""
-    label = tuple(values.count(value) / len(values) for value in scale.values)
+def case_of(scale: Scale, said: Mapping[Any, float], shares: Mapping[str, float] | None, vote: tuple[float, ...]) -> Case:
+    """An item as fitting sees it: experts' values by weight, the model's probabilities if it judged the item, and the vote of the other cases."""
+    total = sum(said.values())
+    label = tuple(said.get(value, 0.0) / total for value in scale.values)
     return Case(label=label, model=None if shares is None else tuple(log_shares(scale, shares)), vote=vote)
 
 

@@ -146,7 +146,8 @@ def _plan(memory: Memory, instructions: str) -> Plan:
         again = [stored for stored in again if stored.feedback.id not in live]
         staying = [g for g in current if g.state in HELD and (g.pinned or not set(g.evidence_for) & set(replaced))]
         withheld = carriers(connection, judge_id, [*waiting, *again], staying, instructions=instructions)
-    return Plan(waiting=waiting, again=again, guidelines=staying, withheld=withheld, purged=purged)
+        weights = episodic.weighed(connection, judge_id, memory.weights)
+    return Plan(waiting=waiting, again=again, guidelines=staying, withheld=withheld, purged=purged, weights=weights)
 
 
 def _to_distil(stored: Stored, plan: Plan) -> bool:

@@ -63,7 +63,8 @@ def commit(
             episodic.admit(connection, [stored.row for stored in admitted], revision)
             usable = {stored.row for stored in plan.waiting if stored.row in still} | again
             ids = {row: stored.feedback.id for row, stored in plan.records.items() if row in usable}
-            _apply(connection, judge_id, revision, distilled.proposals, ids, outcome)
+            weights = episodic.weighed(connection, judge_id, memory.weights)
+            _apply(connection, judge_id, revision, distilled.proposals, ids, weights, outcome)
             _archive(connection, judge_id, revision, limits, outcome)
             questions.settle(connection, judge_id, revision)
             learned = (distilled.consumed | silent) & usable - outcome.stranded
@@ -78,7 +79,15 @@ def commit(
         return _report(connection, judge_id, revision, outcome, distilled, seen, contested, meter)
 
 
-def _apply(connection: Connection, judge_id: int, revision: int, proposals: Sequence[Proposal], ids: Mapping[int, str], outcome: _Outcome) -> None:
+def _apply(
+    connection: Connection,
+    judge_id: int,
+    revision: int,
+    proposals: Sequence[Proposal],
+    ids: Mapping[int, str],
+    weights: Mapping[str, float],
+    outcome: _Outcome,
+) -> None:
     """Carry out the proposals whose evidence still holds. ``ids``: row -> feedback id of the records that may be learned from."""
     held = {g.id: g for g in semantic.at(connection, judge_id, revision) if g.state in HELD}
     retired = semantic.turned_down(connection, judge_id)
@@ -95,7 +104,7 @@ def _apply(connection: Connection, judge_id: int, revision: int, proposals: Sequ
             outcome.rejected.append(Rejected(proposal.text, f"an expert retired {turned_down}, which says the same; pin that one to bring it back"))
             continue
         old = held.get(known) if known is not None else None
-        new = after(old, proposal, ids, known or "", rivals=alive)
+        new = after(old, proposal, ids, known or "", weights, rivals=alive)
         if old is None:
             key = semantic.add(
                 connection, judge_id, revision, text=new.text, scope=new.scope, state=new.state, signs=cited, taint=proposal.taint & present

@@ -76,6 +76,8 @@ class Plan:
     purged: int = 0
     """The revision of the newest purge of then: after another one, nothing that came of this plan may be stored."""
     embedded: dict[str, Vectors] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Feedback id -> weight, of the records whose annotators do not count 1."""
 
     @property
     def records(self) -> dict[int, Stored]:
@@ -94,7 +96,7 @@ def outlook(plan: Plan, proposals: Sequence[Proposal], limits: Limits) -> list[G
         key = proposal.guideline_id or same_text(proposal.text, list(held.values())) or f"{NEW}{place}"
         if key not in held and proposal.guideline_id is not None:
             continue
-        held[key] = after(held.get(key), proposal, ids, key, rivals=proposals)
+        held[key] = after(held.get(key), proposal, ids, key, plan.weights, rivals=proposals)
         for other, revised in proposal.others.items():
             if other in held:
                 held[other] = revised_by(held[other], revised, ids)
@@ -103,11 +105,19 @@ def outlook(plan: Plan, proposals: Sequence[Proposal], limits: Limits) -> list[G
     return [guideline for guideline in shown if guideline.id not in archived]
 
 
-def after(old: Guideline | None, proposal: Proposal, ids: Mapping[int, str], key: str, *, rivals: Collection[Proposal] | None = None) -> Guideline:
-    """A guideline as a proposal leaves it; ``ids``: row -> feedback id of the evidence that counts.
+def after(
+    old: Guideline | None,
+    proposal: Proposal,
+    ids: Mapping[int, str],
+    key: str,
+    weights: Mapping[str, float],
+    *,
+    rivals: Collection[Proposal] | None = None,
+) -> Guideline:
+    """A guideline as a proposal leaves it; ``ids``: row -> feedback id of the evidence that counts, ``weights``: id -> how much, 1 if none is given.
 
-    A text that an expert pinned stays. A candidate that gains evidence competes again. One that new cases contradict, so that at least as many
-    contradict as support it, is quarantined, unless they changed its wording. A proposal whose rival is not among ``rivals`` has none.
+    A text that an expert pinned stays. A candidate that gains evidence competes again. One that new cases contradict, so that those against it
+    weigh at least as much as those for it, is quarantined, unless they changed its wording. A proposal whose rival is not among ``rivals`` has none.
     """
     old = old or Guideline(id=key, version=0, text=proposal.text, scope=proposal.scope)
     found = _with(old, {ids[row] for row in proposal.evidence if row in ids}, {ids[row] for row in proposal.against if row in ids})
@@ -117,8 +127,9 @@ def after(old: Guideline | None, proposal: Proposal, ids: Mapping[int, str], key
     if isinstance(proposal.rival, Proposal) and rivals is not None and proposal.rival not in rivals:
         state = "active"
     found = replace(found, text=proposal.text or old.text, scope=proposal.scope or old.scope, state=state)
-    reworded = proposal.text and proposal.guideline_id is not None
-    return found if reworded or proposal.against <= proposal.overcome else _outvoted(found, {ids[row] for row in proposal.overcome if row in ids})
+    if (proposal.text and proposal.guideline_id is not None) or proposal.against <= proposal.overcome:
+        return found
+    return _outvoted(found, weights, {ids[row] for row in proposal.overcome if row in ids})
 
 
 def revised_by(old: Guideline, revised: Revised, ids: Mapping[int, str]) -> Guideline:
@@ -140,8 +151,8 @@ def _with(old: Guideline, supporting: set[str], against: set[str]) -> Guideline:
     return replace(old, evidence_for=tuple(supported), evidence_against=tuple(key for key in opposed if key not in supported))
 
 
-def _outvoted(guideline: Guideline, overcome: Collection[str]) -> Guideline:
-    """Quarantined if as many cases contradict it as support it; ``overcome``: ids of those that do not count."""
-    against = [key for key in guideline.evidence_against if key not in overcome]
-    contradicted = len(against) >= max(1, len(guideline.evidence_for))
-    return replace(guideline, state="quarantined") if contradicted and guideline.state == "active" else guideline
+def _outvoted(guideline: Guideline, weights: Mapping[str, float], overcome: Collection[str]) -> Guideline:
+    """Quarantined if those against it weigh as much as those for it; ``overcome``: ids of those that do not count."""
+    supporting = sum(weights.get(key, 1.0) for key in guideline.evidence_for)
+    against = sum(weights.get(key, 1.0) for key in guideline.evidence_against if key not in overcome)
+    return replace(guideline, state="quarantined") if 0 < against >= supporting and guideline.state == "active" else guideline

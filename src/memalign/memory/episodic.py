@@ -213,6 +213,13 @@ def newest(connection: Connection, judge_id: int, ids: Sequence[str]) -> list[St
     return [_stored(row) for row in found.values()]
 
 
+def weighed(connection: Connection, judge_id: int, weights: Mapping[str, float]) -> dict[str, float]:
+    """Id -> weight, of the records that hold or wait of the annotators in ``weights``."""
+    condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.until.is_(None) & _TABLE.c.annotator.in_(list(weights))
+    found = connection.execute(select(_TABLE.c.id, _TABLE.c.annotator).where(condition).order_by(_TABLE.c.row)) if weights else ()
+    return {row.id: float(weights[row.annotator]) for row in found}
+
+
 def contested(connection: Connection, judge_id: int, revision: int, scale: Scale) -> list[str]:
     """Items on which the experts' verdicts differ, by more than is near on the scale."""
     condition = (_TABLE.c.judge_id == judge_id) & holds_at(_TABLE, revision)

@@ -321,9 +321,14 @@ class Lookup:
         held = episodic.of_items(connection, self.judge_id, revision, item_ids)
         return [stored for stored in held if self._retrieval.admits(stored.feedback)]
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Annotator -> weight, of those that do not count 1."""
+        return self._settings.get("weights") or {}
+
     def weight(self, annotator: str) -> float:
         """How much an annotator counts in votes and majorities."""
-        return float((self._settings.get("weights") or {}).get(annotator, 1.0))
+        return float(self.weights.get(annotator, 1.0))
 
     @cached_property
     def scale(self) -> Scale:
