@@ -361,6 +361,19 @@ def test_a_draft_of_a_record_that_changed_is_not_used(make_judge: MakeJudge, cha
     assert drafts(judge) == 0
 
 
+def test_a_draft_made_when_personal_data_was_allowed_is_not_used_when_it_is_not(make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise ModelUnavailable("killed")
+
+    judge = make_judge()
+    with monkeypatch.context() as patch, pytest.raises(ModelUnavailable):
+        patch.setenv("MEMALIGN_PERSONAL_DATA", "1")
+        patch.setattr(sys.modules["memalign.alignment.align"], "commit", full)
+        judge.align([record(1, "write to jane.doe@example.com early")])
+    report = judge.align()
+    assert (report.added, [refused.reason for refused in report.rejected]) == ((), ["holds what looks like an e-mail address"])
+
+
 # Operations
 
 

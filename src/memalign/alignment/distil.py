@@ -226,7 +226,7 @@ class Distilling:
         self.result.proposals = [proposal for proposal in self.result.proposals if proposal not in joining.gone]
 
     def _key(self) -> str:
-        asked = (self.session.reflection_model.name, self.task.instructions, self.task.scale.labels, self.pace.gist)
+        asked = (self.session.reflection_model.name, self.task.instructions, self.task.scale.labels, self.pace.gist, self.personal)
         return content_hash(*asked, *([sorted(self.plan.withheld)] if self.plan.withheld else []))
 
 
