@@ -342,6 +342,22 @@ def test_rollback_across_a_purge_brings_back_the_rest_only(make_judge: MakeJudge
     assert "apologise" not in str(rows(judge))
 
 
+def test_a_guideline_whose_evidence_was_purged_does_not_come_back(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(1, "apologise"), record(3, "greet first")])
+    judge.align([record(2, "apologise")])
+    judge.memory.unpin(judge.memory.add("Be kind to animals.").id)
+    judge.memory.unpin(judge.memory.add("Sign it.").id)
+    judge.unalign(record(1).id)
+    before = judge.memory.view().revision
+    judge.memory.retire("g4")
+    assert [guideline.id for guideline in judge.purge(record(2).id).retired] == ["g1"]
+    judge.memory.rollback(before)
+    assert texts(judge) == [heed("greet first"), "Be kind to animals.", "Sign it."], "by hand there never was any"
+    judge.memory.rollback(2)
+    assert texts(judge) == [heed("apologise"), heed("greet first")], "record 1 is back"
+
+
 # Others at work
 
 

@@ -51,6 +51,20 @@ def test_an_answer_is_one_revision_that_can_be_undone(make_judge: MakeJudge, kee
     assert [question.id for question in judge.memory.questions()] == ["q1"]
 
 
+def test_a_question_about_a_purged_guideline_is_none(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(1, "Name a date")])
+    quarrel(judge)
+    asked = judge.memory.view().revision
+    judge.purge(record(1).id)
+    assert judge.at(asked).memory.questions() == []
+    judge.memory.rollback(asked)
+    assert judge.memory.questions() == []
+    assert [g.id for g in judge.memory.guidelines()] == ["g2"], "it has no rival any longer"
+    judge.memory.rollback(asked - 1)
+    assert [g.id for g in judge.memory.guidelines()] == ["g2"]
+
+
 def test_what_is_not_asked_cannot_be_answered(make_judge: MakeJudge) -> None:
     judge = make_judge()
     quarrel(judge)

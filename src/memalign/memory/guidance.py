@@ -76,7 +76,10 @@ class Guidance(Lookup):
             shared = episodic.shared(connection, self.judge_id, revision)
         found = []
         for row in open_:
-            about = tuple(guidelines[key] for key in (row.first, row.second) if key)
+            keys = [key for key in (row.first, row.second) if key]
+            if not guidelines.keys() >= set(keys):  # one was purged since: there is nothing left to decide
+                continue
+            about = tuple(guidelines[key] for key in keys)
             ids = (about[0].evidence_for, about[1].evidence_for if len(about) > 1 else about[0].evidence_against)
             one, other = (tuple(held[key] for key in side if key in held) for side in ids)
             found.append(Question(id=row.id, guidelines=about, sides=(one, other)))

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Table, func, insert, select, update
 
-from memalign.memory import difference, episodic, revisions
+from memalign.memory import difference, episodic, questions, revisions, semantic
 from memalign.memory.difference import Difference
 from memalign.memory.revisions import holds_at
 from memalign.stores import schema
@@ -71,7 +71,10 @@ def to(connection: Connection, judge_id: int, target: int, *, actor: str, dry_ru
         episodic.mark_distilled(connection, sent_again, None)
         episodic.mark_distilled(connection, [key for key in rested if key in now and now[key].distilled is None], revision)
         _restore_guidelines(connection, judge_id, revision, target, moved)
+        if changes.purged:
+            semantic.retire_unsupported(connection, judge_id, revision)
         _restore_questions(connection, judge_id, revision, target)
+        questions.settle(connection, judge_id, revision)
         counts = {"to": target, "restored": len(moved), "withdrawn": len(now.keys() - then.keys()), "guidelines": len(changes.guidelines)}
         decision, named = revisions.decision_at(connection, judge_id, target), [change.id for change in changes.records]
         revisions.commit(connection, judge_id, revision, verb="rollback", actor=actor, counts=counts, decision=decision, ids=named)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, exists, insert, select, update
 
 from memalign.errors import NotFound
 from memalign.memory.revisions import holds_at
@@ -89,6 +89,14 @@ def without(connection: Connection, judge_id: int, revision: int, rows: Sequence
             again |= {row for row, sign in signs.items() if sign > 0 and old.state != "superseded"}
         _replace(connection, judge_id, revision, old, {"state": state}, signs, _tainted(connection, old.row))
     return retired, again
+
+
+def retire_unsupported(connection: Connection, judge_id: int, revision: int) -> None:
+    """Retire what a revision brings back without the evidence that it was learned from. Pinned guidelines stay, and those written by hand."""
+    brought = (_TABLE.c.judge_id == judge_id) & (_TABLE.c.since == revision) & (_TABLE.c.state != "retired") & ~_TABLE.c.pinned
+    learned = exists().where(schema.taint.c.guideline_row == _TABLE.c.row)
+    supported = exists().where(schema.evidence.c.guideline_row == _TABLE.c.row, schema.evidence.c.sign > 0)
+    connection.execute(update(_TABLE).where(brought, learned, ~supported).values(state="retired"))
 
 
 def turned_down(connection: Connection, judge_id: int) -> list[Guideline]:
