@@ -325,6 +325,36 @@ def test_a_change_back_before_it_was_learned_is_learned_as_it_stands(make_judge:
     assert judge.align().unconsumed == 0
 
 
+def contradicting(request: ChatRequest) -> dict[str, Any]:
+    """A case whose reason begins with "against" contradicts the first guideline, any other supports it or makes it."""
+    if request.purpose != "distil":
+        return dict(expert(request))
+    known = next(iter(shown_guidelines(request)), None)
+    return {
+        "operations": [
+            {"op": "contradict", "guideline": known, "cases": [number]}
+            if reason.startswith("against")
+            else support(known, number)
+            if known
+            else add(number, decide="apologise first")
+            for number, _, reason in shown_cases(request)
+        ]
+    }
+
+
+def test_the_change_of_a_record_that_only_contradicts_leaves_the_guideline_standing(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(contradicting)
+    judge = make_judge(model)
+    judge.align([record(number, "apologise first") for number in (1, 2, 3)])
+    judge.align([record(4, "against apologies", value=True)])
+    model.requests.clear()
+    report = judge.overwrite(record(4, "apologise first"))
+    assert (report.retired, report.unconsumed) == ((), 0)
+    assert [len(shown_cases(request)) for request in model.requests] == [1], "what supports it is not distilled again"
+    (guideline,) = judge.memory.guidelines()
+    assert (guideline.id, len(guideline.evidence_for), guideline.evidence_against) == ("g1", 4, ())
+
+
 def test_overwrite_is_for_records_that_exist(make_judge: MakeJudge) -> None:
     judge = make_judge()
     judge.align([record(1, "apologise")])

@@ -246,6 +246,16 @@ def test_a_record_that_only_supported_a_guideline_leaves_it_standing(make_judge:
     assert model.requests == []
 
 
+def test_a_record_that_only_contradicted_a_guideline_retires_none(make_judge: MakeJudge) -> None:
+    against = {"operations": [{"op": "contradict", "guideline": "g1", "cases": [1]}]}
+    judge = make_judge(ScriptedChatModel(lambda request: against if request.purpose == "distil" else expert(request)))
+    judge.memory.unpin(judge.memory.add("Apologise.").id)
+    judge.align([record(1, "never apologise")])
+    assert judge.preview("unalign", record(1).id).retired == ()
+    assert judge.unalign(record(1).id).retired == ()
+    assert [(g.id, g.evidence_against) for g in judge.memory.guidelines(all_states=True) if g.state != "retired"] == [("g1", ())]
+
+
 def test_a_later_guideline_that_copied_from_a_tainted_one_goes_too(make_judge: MakeJudge) -> None:
     rules = iter(["mention Rumpelstiltskin by name", "greet first as Rumpelstiltskin would", "greet first"])
     judge = make_judge(

@@ -35,7 +35,7 @@ def preview(memory: Memory, selection: Selection, verb: Verb, *, instructions: s
         found = purging.closure(connection, judge_id, records, instructions=instructions, everything=selection.everything)
         revision = revisions.current(connection, judge_id)
     gone = set(found.ids)
-    retired = [g for g in found.by_evidence if not g.pinned and not set(g.evidence_for) - gone] if verb == "unalign" else []
+    retired = [g for g in found.by_evidence if not g.pinned and g.evidence_for and gone.issuperset(g.evidence_for)] if verb == "unalign" else []
     return Withdrawal(
         verb=verb,
         done=False,

@@ -34,7 +34,7 @@ class Withdrawal:
     records: tuple[str, ...] = ()
     """Their ids."""
     by_evidence: tuple[Guideline, ...] = ()
-    """Guidelines that cite one of the records: they lose that evidence; an overwrite distils them again."""
+    """Guidelines that cite one of the records: they lose that evidence; an overwrite distils again those that the records support."""
     by_taint: tuple[Guideline, ...] = ()
     """Guidelines whose text came from a prompt in which one of the records stood, or that carry words only the records brought: a purge deletes
     them and distils again what they rested on besides."""

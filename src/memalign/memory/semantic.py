@@ -75,18 +75,20 @@ def measured(connection: Connection, judge_id: int, utility: Mapping[str, float]
 def without(connection: Connection, judge_id: int, revision: int, rows: Sequence[int], *, renew: bool) -> tuple[list[str], set[int]]:
     """Take retracted feedback out of the evidence.
 
-    A guideline left without live evidence retires. One that still has some keeps its text; with ``renew`` it retires too, because its text
-    may rest on what was withdrawn, and the evidence that remains is to be distilled again. Pinned guidelines stay. Gives the ids that
-    retired and the rows that are to be distilled again.
+    A guideline that loses support and has none left retires. One that still has some keeps its text; with ``renew`` it retires too, because its
+    text may rest on what was withdrawn, and the evidence that remains is to be distilled again. Pinned guidelines stay, and those of which only
+    contradicting cases go. Gives the ids that retired and the rows that are to be distilled again.
     """
     gone, retired, again = set(rows), list[str](), set[int]()
     for old in _resting_on(connection, judge_id, gone):
-        signs = {row: sign for row, sign in _signs(connection, old.row).items() if row not in gone}
-        supported = any(sign > 0 for sign in signs.values())
-        state: GuidelineState = old.state if old.pinned or (supported and not renew) else "retired"
+        signs = _signs(connection, old.row)
+        supports = _supports(signs)
+        lost = supports & gone and (renew or supports <= gone)
+        state: GuidelineState = "retired" if lost and not old.pinned else old.state
         if state == "retired":
             retired.append(old.id)
-            again |= {row for row, sign in signs.items() if sign > 0 and old.state != "superseded"}
+            again |= supports - gone if old.state != "superseded" else set()
+        signs = {row: sign for row, sign in signs.items() if row not in gone}
         _replace(connection, judge_id, revision, old, {"state": state}, signs, _tainted(connection, old.row))
     return retired, again
 
@@ -115,10 +117,11 @@ def resting_on(connection: Connection, judge_id: int, revision: int, rows: Seque
 
 
 def remaining_evidence(connection: Connection, judge_id: int, rows: Sequence[int]) -> set[int]:
-    """The other evidence of guidelines that rest on some feedback: what would be distilled again if it were withdrawn."""
+    """The other evidence of guidelines that some feedback supports: what would be distilled again if it were withdrawn."""
     gone = set(rows)
     touched = [old for old in _resting_on(connection, judge_id, gone) if not old.pinned and old.state != "superseded"]
-    return {row for old in touched for row, sign in _signs(connection, old.row).items() if sign > 0} - gone
+    supports = (_supports(_signs(connection, old.row)) for old in touched)
+    return set[int]().union(*(each for each in supports if each & gone)) - gone
 
 
 def highest_number(connection: Connection, judge_id: int) -> int:
@@ -201,6 +204,10 @@ def _signs(connection: Connection, guideline_row: int) -> dict[int, int]:
     link = schema.evidence
     found = connection.execute(select(link.c.feedback_row, link.c.sign).where(link.c.guideline_row == guideline_row))
     return {row.feedback_row: row.sign for row in found}
+
+
+def _supports(signs: Mapping[int, int]) -> set[int]:
+    return {row for row, sign in signs.items() if sign > 0}
 
 
 def _tainted(connection: Connection, guideline_row: int) -> set[int]:
