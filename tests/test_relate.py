@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import MakeJudge, add, distilled, record, related, says, shown_guidelines
+from conftest import MakeJudge, add, distilled, expert, record, related, says, shown_guidelines
 from memalign import Judge
 from memalign.alignment.conflicts import Side, settle
 from memalign.alignment.joining import Joining
 from memalign.alignment.plan import Proposal, after
-from memalign.alignment.relate import Held, Relations, alike, content_words, forbids, nominated, read
+from memalign.alignment.relate import Held, Relations, alike, content_words, forbids, nominated, read, reverses
 from memalign.memory.episodic import Stored
 from memalign.models import ChatRequest
 from memalign.models.scripted import ScriptedChatModel
@@ -300,6 +300,37 @@ def test_to_reject_what_lacks_something_is_to_demand_it() -> None:
     assert not forbids("Reject replies without a date.")
     assert forbids("Never give a date.")
     assert not forbids("Give a date.")
+
+
+@pytest.mark.parametrize(
+    ("wording", "reversed_"),
+    [
+        ("When a reply is judged, never name a date, because it may change.", True),
+        ("When a reply is judged, name a date and a time, because customers do not like to wait.", False),
+        ("When no date is given, name one.", False),
+        ("When a reply is judged, name a date, unless the customer does not ask for one.", False),
+        ("When a reply is judged, name a date and never a vague period.", False),
+        ("Do not name a date when none is sure.", True),
+        ("Name a date. In particular: When a parcel is late, never name a vague one.", False),
+    ],
+)
+def test_a_wording_reverses_another_by_what_it_decides_first(wording: str, reversed_: bool) -> None:
+    assert reverses("When a reply is judged, name a date, because customers plan.", wording) is reversed_
+
+
+def test_a_new_wording_that_reverses_a_guideline_contradicts_it(make_judge: MakeJudge) -> None:
+    def answer(request: ChatRequest) -> Any:
+        if request.purpose != "distil" or not shown_guidelines(request):
+            return expert(request)
+        refine = {"op": "refine", "guideline": "g1", "when": "a reply is judged", "decide": "never name a date", "because": "", "cases": [1]}
+        return {"operations": [refine]}
+
+    judge = make_judge(ScriptedChatModel(answer))
+    judge.align([record(number, "a date is named", annotator=name) for number, name in ((1, "ann"), (3, "cid"))])
+    report = judge.align([later("no date", annotator="ben")])
+    (guideline,) = judge.memory.guidelines()
+    assert (guideline.text, len(guideline.evidence_for), guideline.evidence_against) == (heed("a date is named"), 2, (later(annotator="ben").id,))
+    assert (report.refined, report.unconsumed) == ((), 0)
 
 
 def test_content_words_know_forms_and_scripts_without_spaces() -> None:

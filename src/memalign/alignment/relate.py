@@ -32,6 +32,9 @@ _ATTEMPTS = 3
 _MAX_TOKENS = 1200
 """Of the first reply; each further one has twice the room."""
 _FORBIDS = re.compile(r"\b(?:never|not|no|don't|avoid|without|reject|ignore|leave out)\b", re.IGNORECASE)
+_SITUATION = re.compile(r"\b(?:when|if)\b[^,.]*,?", re.IGNORECASE)
+_BEYOND = re.compile(r"[,;.]|\b(?:and|because|but|except|instead|rather|unless)\b", re.IGNORECASE)
+"""Where a decision's first clause ends: reasons, exceptions and additions may forbid what it does not speak of."""
 _WORD = re.compile(r"\w{3,}")
 _STEM = 5
 _COMMON = frozenset(
@@ -115,6 +118,12 @@ def alike(held: Sequence[Held], vectors: Mapping[str, Vectors], *, least: float 
 def forbids(text: str) -> bool:
     """Whether a rule forbids; to reject what lacks something is to demand it."""
     return len(_FORBIDS.findall(text)) % 2 == 1
+
+
+def reverses(text: str, other: str) -> bool:
+    """Whether of two wordings of a guideline one decides to forbid and one to demand, as their first clauses have it."""
+    one, two = (_BEYOND.split(_SITUATION.sub(" ", wording).strip(), maxsplit=1)[0] for wording in (text, other))
+    return forbids(one) != forbids(two)
 
 
 async def named(session: Session, meter: Meter, held: Sequence[Held], pairs: Collection[tuple[int, int]]) -> Relations:
