@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from conftest import record
 from memalign import Scale
 from memalign.agreement import mcnemar_p
-from memalign.alignment.gate import Case, culprits, distance, effect, enough, refusal, sample
+from memalign.alignment.gate import Case, culprits, distance, effect, enough, refusal, sample, wrong
 
 YES_NO, STARS, PERCENT = Scale.boolean(), Scale.score(1, 5), Scale.score(0, 100)
 
@@ -40,6 +40,12 @@ def test_on_an_ordinal_scale_near_is_better_than_far() -> None:
     assert effect([distance(STARS, 5, 4)], [distance(STARS, 5, 3)], STARS.step) == "broken"
     assert effect([distance(PERCENT, 80, 79)], [distance(PERCENT, 80, 72)], PERCENT.step) == "unchanged", "less than a tenth of the scale"
     assert effect([distance(PERCENT, 80, 79)], [distance(PERCENT, 80, 60)], PERCENT.step) == "broken"
+
+
+def test_a_verdict_is_wrong_from_the_least_difference_that_counts_on() -> None:
+    assert [wrong(STARS, 4, verdict) for verdict in (4, 5, 3)] == [False, True, True]
+    assert [wrong(PERCENT, 72, verdict) for verdict in (72, 70, 63, 62, 82)] == [False, False, False, True, True]
+    assert [wrong(YES_NO, True, verdict) for verdict in (True, False)] == [False, True]
 
 
 def test_changes_may_stand_that_fix_and_break_nothing() -> None:

@@ -21,6 +21,8 @@ from memalign.alignment.asking import HOSTED, IN_PROCESS
 from memalign.alignment.batches import Case, batches, cases, paired
 from memalign.alignment.checks import addresses_the_model, copied, folded, orders_a_verdict, personal_data
 from memalign.alignment.operations import check
+from memalign.alignment.opposites import alone
+from memalign.alignment.screen import missed
 from memalign.alignment.support import script
 from memalign.embedders.scripted import HashEmbedder
 from memalign.errors import ModelUnavailable
@@ -128,39 +130,50 @@ def rows(units: list[list[Case]]) -> list[list[int]]:
 
 
 def test_an_error_stands_before_its_nearest_opposite() -> None:
-    found = cases([stored(1, True, True), stored(2, False, None), stored(3, True, None), stored(4, False, True)], shown=4)
+    found = cases([stored(1, True, True), stored(2, False, None), stored(3, True, None), stored(4, False, True)], Scale.boolean(), shown=4)
     near = {"hash 4": np.array([1.0, 0.0]), "hash 1": np.array([0.0, 1.0]), "hash 3": np.array([0.9, 0.1]), "hash 2": np.array([1.0, 0.0])}
     assert rows(paired(found, near, Scale.boolean())) == [[4, 3], [1], [2]]
     assert rows(paired(found, {}, Scale.boolean())) == [[4, 1], [2], [3]]
 
 
 def test_on_an_ordinal_scale_a_near_verdict_is_no_opposite() -> None:
-    found = cases([stored(1, 5, 1), stored(2, 4, None), stored(3, 2, None)], shown=4)
+    found = cases([stored(1, 5, 1), stored(2, 4, None), stored(3, 2, None)], Scale.score(1, 5), shown=4)
     assert rows(paired(found, {}, Scale.score(1, 5))) == [[1, 3], [2]]
     assert rows(paired(found[:2], {}, Scale.score(1, 5))) == [[1], [2]]
 
 
+def test_on_a_long_scale_a_verdict_near_the_experts_is_no_error() -> None:
+    percent = Scale.score(0, 100)
+    assert [missed(stored(1, 72, judged), percent) for judged in (None, 72, 70, 82, 62, 63)] == [False, False, False, True, True, False]
+    assert missed(stored(1, 4, 5), Scale.score(1, 5))
+    found = cases([stored(1, 72, 70, "same"), stored(2, 72, 40, "same"), stored(3, 20, 20)], percent, shown=1)
+    assert rows(paired(found, {}, percent)) == [[2, 3]]
+    assert [one.row for one in alone([[found[0]]], percent)] == [2]
+    assert alone([cases([stored(1, 72, 70)], percent, shown=1)], percent) == []
+
+
 def test_all_labels_equal_leave_errors_without_an_opposite() -> None:
-    found = cases([stored(row, False, True) for row in range(3)], shown=4)
+    found = cases([stored(row, False, True) for row in range(3)], Scale.boolean(), shown=4)
     assert rows(paired(found, {}, Scale.boolean())) == [[0], [1], [2]]
 
 
 def test_reasons_that_share_telling_words_are_read_together() -> None:
     reasons = ["far too cold, apologise", "name a date", "no apology here", "the date is missing", "never apologise twice", "says nothing"]
-    units = [[case] for case in cases([stored(row, False, None, reason) for row, reason in enumerate(reasons)], shown=4)]
+    units = [[case] for case in cases([stored(row, False, None, reason) for row, reason in enumerate(reasons)], Scale.boolean(), shown=4)]
     assert rows(batches(units, 3)) == [[0, 2, 4], [1, 3, 5]]
     assert rows(batches(units, 1)) == [[0], [1], [2], [3], [4], [5]]
 
 
 def test_reasons_without_a_word_in_common_fill_batches_in_order() -> None:
-    units = [[case] for case in cases([stored(row, False, None, reason) for row, reason in enumerate("abcdefg")], shown=4)]
+    units = [[case] for case in cases([stored(row, False, None, reason) for row, reason in enumerate("abcdefg")], Scale.boolean(), shown=4)]
     assert rows(batches(units, 3)) == [[0, 1, 2], [3, 4, 5], [6]]
     assert rows(batches([], 3)) == []
 
 
 def test_an_error_and_its_opposite_stay_in_one_batch() -> None:
     reasons = ["cold answer", "cold reply", "warm words", "cold tone", "cold start", "fair"]
-    found = cases([stored(row, row % 2 == 0, row % 2 != 0 if row < 2 else None, reason) for row, reason in enumerate(reasons)], shown=4)
+    records = [stored(row, row % 2 == 0, row % 2 != 0 if row < 2 else None, reason) for row, reason in enumerate(reasons)]
+    found = cases(records, Scale.boolean(), shown=4)
     read = rows(batches(paired(found, {}, Scale.boolean()), 3))
     assert sorted(row for batch in read for row in batch) == list(range(6))
     assert all(len(batch) <= 3 for batch in read)
@@ -174,7 +187,7 @@ def test_more_cases_make_larger_batches_once_all_calls_are_under_way() -> None:
 
 def test_equal_reasons_for_equal_verdicts_are_one_group() -> None:
     records = [stored(row, row % 2 == 0, None, "Too Cold." if row < 8 else "too  cold") for row in range(16)]
-    found = cases(records, shown=2)
+    found = cases(records, Scale.boolean(), shown=2)
     assert [case.stored.row for case in found] == [0, 1, 2, 3]
     assert sorted(row for case in found for row in case.rows) == list(range(16))
     assert all(len({row % 2 for row in case.rows}) == 1 for case in found)

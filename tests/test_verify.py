@@ -222,6 +222,15 @@ def test_scores_that_come_nearer_are_fixed() -> None:
     assert (proof.errors, proof.protected, proof.unchanged) == (2, 1, 2)
 
 
+def test_what_could_not_be_fixed_is_no_error() -> None:
+    """Two points of a hundred: no verdict could come nearer by as much as counts."""
+    pool = [Case(record=record(number, value=72), changes=frozenset({0})) for number in range(8)]
+    trying = Trying(replay=Fake(lambda *_: 70), mode="full")
+    done = verify(trying, Meter(), Scale.score(0, 100), ["good"], pool, outlook=outlook, describe=str, progress=lambda *_: None)
+    trial = asyncio.run(done)
+    assert (trial.accepted, trial.verification.errors, trial.verification.protected) == (["good"], 0, 8)
+
+
 def test_noise_alone_is_rarely_refused_for_a_break() -> None:
     """50 records of which 15 are wrong, verdicts that flip 5 times in 100, a change that does nothing: 200 times."""
     alarms = 0

@@ -86,7 +86,7 @@ async def _learn(
             opinion = partial(trying.replay, guidelines=None, purpose="screen")
             plan.waiting = await screen(session.memory, meter, opinion, plan.waiting, partial(progress, "screen"))
         learnable = [stored for stored in [*plan.waiting, *plan.again] if stored.feedback.rationale.strip() and _to_distil(stored, plan)]
-        near = await _near(session, meter, learnable, embedding) if any(map(missed, learnable)) else {}
+        near = await _near(session, meter, learnable, embedding) if any(missed(stored, task.scale) for stored in learnable) else {}
         counter = _Counter(progress, len(learnable))
         distilling = Distilling(session=session, meter=meter, task=task, plan=plan, pace=pace, personal=limits.personal_data, progress=counter.add)
         distilled = await distilling.run(learnable, near)

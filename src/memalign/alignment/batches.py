@@ -38,14 +38,14 @@ class Case:
     rows: frozenset[int]
 
 
-def cases(records: Sequence[Stored], *, shown: int) -> list[Case]:
+def cases(records: Sequence[Stored], scale: Scale, *, shown: int) -> list[Case]:
     """Records as cases, in order. Of those that share verdict and reason at most ``shown`` are read, and the others stand behind them."""
     groups: dict[tuple[str, str], list[Stored]] = {}
     for stored in records:
         groups.setdefault((canonical(stored.feedback.value), normalised(stored.feedback.rationale)), []).append(stored)
     found = []
     for group in groups.values():
-        read = sorted(group, key=lambda stored: not missed(stored))[:shown]
+        read = sorted(group, key=lambda stored: not missed(stored, scale))[:shown]
         rest = [stored for stored in group if stored not in read]
         found += [Case(stored, frozenset({stored.row, *(other.row for other in rest[place :: len(read)])})) for place, stored in enumerate(read)]
     return sorted(found, key=lambda case: case.stored.row)
@@ -59,7 +59,7 @@ def paired(found: Sequence[Case], vectors: Mapping[str, Vectors], scale: Scale) 
     left = {case.stored.row: case for case in found}
     units = list[list[Case]]()
     near = _Nearness(found, vectors, scale)
-    for case in [case for case in found if missed(case.stored)][:_MOST_PAIRED]:
+    for case in [case for case in found if missed(case.stored, scale)][:_MOST_PAIRED]:
         if case.stored.row in left:
             unit = [left.pop(case.stored.row)]
             other = near.opposite(case, left)

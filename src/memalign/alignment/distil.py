@@ -77,7 +77,7 @@ class Distilling:
 
     async def _distil(self, records: Sequence[Stored], vectors: Mapping[str, Vectors]) -> None:
         records = await asyncio.to_thread(self._drafts, self._without_praise(records))
-        found = cases(records, shown=self.pace.alike)
+        found = cases(records, self.task.scale, shown=self.pace.alike)
         rounds = batches(paired(found, vectors, self.task.scale), self.pace.cases_a_call(len(found)))
         if not self.pace.gist:
             await self._relate(0)

@@ -44,6 +44,11 @@ def distance(scale: Scale, expert: Any, verdict: Any) -> float:
     return abs(places[0] - places[1]) / (len(scale.values) - 1)
 
 
+def wrong(scale: Scale, expert: Any, verdict: Any) -> bool:
+    """Whether a verdict is an error: it differs from the expert's by what counts, ``Scale.step``."""
+    return distance(scale, expert, verdict) >= scale.step - 1e-9
+
+
 def effect(before: Sequence[float], after: Sequence[float], least: float) -> Effect:
     """What a change did to a case, from the distances of its verdicts without and with it: only what all of them agree on is an effect.
 

@@ -39,7 +39,7 @@ def alone(rounds: Iterable[Sequence[Case]], scale: Scale) -> list[Stored]:
         case.stored
         for batch in rounds
         for case in batch
-        if missed(case.stored) and all(scale.near([case.stored.feedback.value, other.stored.feedback.value]) for other in batch)
+        if missed(case.stored, scale) and all(scale.near([case.stored.feedback.value, other.stored.feedback.value]) for other in batch)
     ][:_MOST]
 
 

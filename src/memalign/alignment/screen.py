@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
+from memalign.alignment.gate import wrong
 from memalign.engines import in_flight
 from memalign.memory import Memory, episodic
 from memalign.memory.episodic import Stored
 from memalign.records import Failure, Item, Verdict
+from memalign.scale import Scale
 from memalign.session import Meter
 
 Opinion = Callable[[Meter, Item], Awaitable[Verdict | Failure]]
@@ -41,9 +43,9 @@ async def screen(memory: Memory, meter: Meter, opinion: Opinion, records: Sequen
     return [replace(stored, judged=rows[stored.row]) if stored.row in rows else stored for stored in records]
 
 
-def missed(stored: Stored) -> bool:
-    """Whether the judge is known to have said something else than the expert."""
-    return stored.judged is not None and stored.judged != stored.feedback.value
+def missed(stored: Stored, scale: Scale) -> bool:
+    """Whether the judge is known to have been wrong: it said something else than the expert, on an ordinal scale by at least a step."""
+    return stored.judged is not None and wrong(scale, stored.feedback.value, stored.judged)
 
 
 def _note(memory: Memory, rows: Mapping[int, object]) -> None:

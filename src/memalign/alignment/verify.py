@@ -12,7 +12,7 @@ from statistics import median
 from typing import Generic, Literal, Protocol, TypeVar
 
 from memalign.agreement import mcnemar_p
-from memalign.alignment.gate import DRAWS, Case, Effect, culprits, distance, effect, enough, refusal, sample
+from memalign.alignment.gate import DRAWS, Case, Effect, culprits, distance, effect, enough, refusal, sample, wrong
 from memalign.alignment.proof import Outcome, Refused, Replayed, Verification
 from memalign.engines import in_flight
 from memalign.records import Failure, Guideline, Item, Verdict
@@ -182,7 +182,7 @@ class _Bench(Generic[T]):
             before=label(before[0].value),
             after=label(after[0].value),
         )
-        return _Outcome(case, once, seen, far[0][0] > 0, replayed)
+        return _Outcome(case, once, seen, wrong(self.scale, case.record.value, before[0].value), replayed)
 
     async def _verdict(self, case: Case, guidelines: Sequence[Guideline], draw: int) -> Verdict | Failure:
         self.replays += 1
