@@ -97,6 +97,20 @@ def test_a_full_disk(tiny: PinnedWeights, tmp_path: Path, monkeypatch: pytest.Mo
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
+def test_what_a_killed_process_left_half_written_goes(tiny: PinnedWeights, tmp_path: Path) -> None:
+    script = (
+        "import json, os, sys; from pathlib import Path; from memalign.models.weights import PinnedWeights, assemble\n"
+        "assemble(PinnedWeights(**json.loads(sys.argv[1])), Path(sys.argv[2]), progress=lambda *_: os._exit(130))"
+    )
+    command = [sys.executable, "-c", script, json.dumps(dataclasses.asdict(tiny)), str(tmp_path / "cache")]
+    environment = {"PYTHONPATH": ":".join(filter(None, sys.path)), "PATH": ""}
+    for _ in range(2):
+        assert subprocess.run(command, env=environment, check=False, timeout=60).returncode == 130
+        assert len(list((tmp_path / "cache").glob("*.part"))) == 1
+    assemble(tiny, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.part"))
+
+
 def test_two_processes_at_once(tiny: PinnedWeights, tmp_path: Path) -> None:
     script = (
         "import json, sys; from pathlib import Path; from memalign.models.weights import PinnedWeights, assemble\n"

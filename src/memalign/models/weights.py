@@ -134,7 +134,12 @@ def locate_parts(weights: PinnedWeights) -> list[Path]:
 
 
 def _write(weights: PinnedWeights, path: Path, progress: Progress | None) -> None:
-    """Concatenate the parts beside ``path`` and move the whole into place once it is proven right."""
+    """Concatenate the parts beside ``path`` and move the whole into place once it is proven right.
+
+    Only who holds the lock may call this: what lies there half-written was left by a process that was killed, and goes.
+    """
+    for half in path.parent.glob(f"{path.name}.*.part"):
+        half.unlink()
     parts = locate_parts(weights)
     digest, done = hashlib.sha256(), 0
     handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
