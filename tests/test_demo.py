@@ -101,12 +101,27 @@ def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Resul
     monkeypatch.setattr("memalign.embedders.open_embedder", lambda _: HashEmbedder())
 
     def run_demo(*options: str, out: str = "out", code: int = 0) -> Result:
-        small = ["--model", "local/scripted", "--feedback", "24", "--unseen", "6", "--seen", "4"]
-        result = CliRunner().invoke(app, ["demo", *small, "--out", str(tmp_path / out), *options])
+        small = ["--model", "local/scripted", "--feedback", "8", "--unseen", "4", "--seen", "2"]
+        result = CliRunner().invoke(app, ["demo", *small, "--out", str(tmp_path / out), *options], env={"COLUMNS": "1000"})
         assert result.exit_code == code, result.output
         return result
 
     return run_demo
+
+
+SHARE = ("--feedback", "24", "--unseen", "6", "--seen", "4")
+"""Enough for a verdict to change."""
+
+
+def test_what_a_model_says_is_shown_as_it_is(demo: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    def marked(request: ChatRequest) -> ChatReply | str:
+        return "Name the [day] on which it happens, [/INST] :smile: \x1b[2J." if request.purpose == "distil" else scripted(request)
+
+    monkeypatch.setattr("memalign.models.open_chat_model", lambda name: ScriptedChatModel(marked, name=name))
+    story = demo(*SHARE, out="out[/x]").stdout
+    assert "+ g1  Name the [day] on which it happens, [/INST] :smile: \\x1b[2J." in story
+    assert "distilled from it, g1: Name the [day] on which it happens, [/INST] :smile: \\x1b[2J." in story
+    assert "out[/x]/demo.db" in story
 
 
 def test_the_demo_deletes_only_what_it_made(demo: Callable[..., Result], tmp_path: Path) -> None:

@@ -42,11 +42,11 @@ def demo(
     from memalign.demo import INSTRUCTIONS, run
 
     plots.require()
-    console = Console(highlight=False, quiet=as_json)
+    console = Console(highlight=False, emoji=False, quiet=as_json)
     _cleared(out)
     judge = Judge(_JUDGE, INSTRUCTIONS, Scale.boolean(), model, memory=str(out / "demo.db"))
     story = _Story(console, out)
-    console.print(f"[bold]The judge[/]  {INSTRUCTIONS}\n[dim]{model}, without memory; what the shop's lead means by it, it cannot know.[/]")
+    console.print(f"[bold]The judge[/]  {INSTRUCTIONS}\n[dim]{_plain(model)}, without memory; what the shop's lead means by it, it cannot know.[/]")
     try:
         with _progress() as progress:
             outcome = run(judge, feedback=feedback, unseen=unseen, seen=seen, tell=story.tell, progress=_Bars(progress))
@@ -123,8 +123,9 @@ class _Story:
             if outcome.model.startswith("local/")
             else f"\n[bold]Cost of all this[/]  {usage.calls} calls, {read:,} + {usage.completion_tokens:,} tokens; {outcome.seconds:.0f} s"
         )
-        say(f"[dim]{self._out}/: learning-curve.png, demo.json with every number, and the memory itself. Look around:\n")
-        say(f"  memalign memory list --db {self._out}/demo.db\n  memalign memory history --db {self._out}/demo.db")
+        out = _plain(str(self._out))
+        say(f"[dim]{out}/: learning-curve.png, demo.json with every number, and the memory itself. Look around:\n")
+        say(f"  memalign memory list --db {out}/demo.db\n  memalign memory history --db {out}/demo.db")
 
     def _stage(self, stage: Stage) -> None:
         self._stages.append(stage)
@@ -134,23 +135,23 @@ class _Story:
 
     def _agreement(self, agreement: Agreement) -> None:
         for line in agreement.lines():
-            self._console.print(f"  {line}")
+            self._console.print(f"  {_plain(line)}")
 
     def _aligned(self, report: Any) -> None:
         self._console.print("\n[bold]Aligned[/]")
         for line in report.lines():
-            self._console.print(f"  {line}", markup=False)
+            self._console.print(f"  {_plain(line)}")
 
     def _calibrated(self, calibration: Calibration) -> None:
         if calibration.decision is None or calibration.model_alone is None or calibration.left_out is None:
-            self._console.print(f"  nothing fitted: {calibration.note}")
+            self._console.print(f"  nothing fitted: {_plain(calibration.note)}")
             return
         self._console.print(
             f"  model and cases weighed on {calibration.judged} of the lead's labels, own cases hidden: balanced accuracy there "
             f"{calibration.left_out:.2f} (left out), {calibration.model_alone:.2f} by the model alone"
         )
         if calibration.note:
-            self._console.print(f"  {calibration.note}")
+            self._console.print(f"  {_plain(calibration.note)}")
 
     def _test(self, test: Any) -> None:
         self._console.print(f"  against no feedback: {test.fixed} verdicts mended, {test.broken} broken (exact McNemar p = {test.p_value:.2f})")
@@ -159,14 +160,15 @@ class _Story:
         say, said = self._console.print, {True: "send it", False: "do not send it"}
         say("\n[bold]Verdicts that changed[/]")
         for change in changes:
-            say(f"  [italic]{change.item.inputs['customer']}[/]\n  > {change.item.outputs}")
+            say(f"  [italic]{_plain(change.item.inputs['customer'])}[/]\n  > {_plain(change.item.outputs)}")
             say(f"    before {_said(change.before)}, now {_said(change.after)}; the lead: {said[change.item.value]}")
             if change.case is not None:
                 record = change.case.feedback
-                say(f"    the case that spoke most for it, {record.id} ({said[record.value]}): {record.outputs} [dim]{record.rationale}[/]")
+                told = f"{_plain(record.outputs)} [dim]{_plain(record.rationale)}[/]"
+                say(f"    the case that spoke most for it, {record.id} ({said[record.value]}): {told}")
             if change.guideline is not None:
                 whence = "distilled from it" if change.distilled else "nearest to this reply"
-                say(f"    the guideline {whence}, {change.guideline.id}: {change.guideline.text}")
+                say(f"    the guideline {whence}, {change.guideline.id}: {_plain(change.guideline.text)}")
             if change.model_alone is not None:
                 say(f"    the model by itself says yes with p = {change.model_alone:.2f}")
 
@@ -176,10 +178,10 @@ class _Story:
 
     def _correction(self, correction: Correction) -> None:
         self._console.print("\n[bold]A live correction[/]  the lead changes her mind")
-        self._console.print(f"  > {correction.old.outputs}\n  [italic]{correction.new.rationale}[/]")
+        self._console.print(f"  > {_plain(correction.old.outputs)}\n  [italic]{_plain(correction.new.rationale)}[/]")
         self._console.print(f"  before {_said(correction.before)}, now {_said(correction.after)}, {correction.report.seconds:.0f} s later")
         for line in correction.report.lines()[2:]:
-            self._console.print(f"  {line}", markup=False)
+            self._console.print(f"  {_plain(line)}")
 
 
 class _Bars:
@@ -209,10 +211,19 @@ def _progress() -> Progress:
     )
 
 
+def _plain(text: str) -> str:
+    """What data and models say, to stand among rich's markup: neither markup nor control characters of theirs act."""
+    from rich.markup import escape
+
+    from memalign.cli.printing import visible
+
+    return escape(visible(text))
+
+
 def _said(verdict: Verdict | Failure) -> str:
     value = getattr(verdict, "value", None)
     if value is None:
-        return f"failed ({getattr(verdict, 'error', '')})"
+        return _plain(f"failed ({getattr(verdict, 'error', '')})")
     confidence = getattr(verdict, "confidence", None)
     return ("yes" if value else "no") + (f" ({confidence:.2f})" if confidence is not None else "")
 
