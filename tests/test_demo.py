@@ -112,6 +112,24 @@ def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Resul
 SHARE = ("--feedback", "24", "--unseen", "6", "--seen", "4")
 """Enough for a verdict to change."""
 
+STORY = ("Before any feedback", "Aligned", "After 24 records", "Verdicts that changed", "A live correction", "Learning curve", "Cost of all this")
+
+
+def test_the_command_tells_the_story_and_leaves_the_curve_the_numbers_and_the_memory(demo: Callable[..., Result], tmp_path: Path) -> None:
+    story = demo(*SHARE).stdout
+    assert sorted(STORY, key=story.index) == list(STORY)
+    assert f"memalign memory list --db {tmp_path / 'out' / 'demo.db'}" in story
+    assert (tmp_path / "out" / "learning-curve.png").read_bytes().startswith(b"\x89PNG")
+    numbers = json.loads((tmp_path / "out" / "demo.json").read_text(encoding="utf-8"))
+    assert [stage["records"] for stage in numbers["stages"]] == [0, 12, 24]
+    assert (numbers["correction"]["before"]["value"], numbers["correction"]["after"]["value"]) == (True, False)
+    with closing(Judge.load(str(tmp_path / "out" / "demo.db"), "appropriate")) as judge:
+        assert len(judge.memory.episodes()) == 24
+
+
+def test_in_json_the_command_prints_the_numbers_alone(demo: Callable[..., Result], tmp_path: Path) -> None:
+    assert json.loads(demo("--json").stdout) == json.loads((tmp_path / "out" / "demo.json").read_text(encoding="utf-8"))
+
 
 def test_what_a_model_says_is_shown_as_it_is(demo: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     def marked(request: ChatRequest) -> ChatReply | str:
