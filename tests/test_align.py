@@ -20,6 +20,7 @@ from sqlalchemy import select
 
 from conftest import MakeJudge, add, distilled, expert, record, related, says, shown_cases, shown_guidelines, support
 from memalign import Judge, edge
+from memalign.alignment import record as store
 from memalign.alignment.operations import check, guideline_text, parse
 from memalign.embedders.scripted import HashEmbedder
 from memalign.errors import BadRecord, ConfigurationError, ModelRefused, ModelUnavailable, NotFound, UnreadableReply
@@ -924,6 +925,59 @@ def test_support_for_a_guideline_that_retires_meanwhile_is_distilled_again(make_
     report = asyncio.run(retract_meanwhile())
     assert (report.joined, report.unconsumed) == ((), 1)
     assert len(judge.align().added) == 1
+
+
+@pytest.mark.parametrize("withdrawn", [False, True])
+def test_a_record_that_changes_while_it_is_distilled_teaches_only_its_new_words(make_judge: MakeJudge, db: str, withdrawn: bool) -> None:
+    other = make_judge(memory=db)
+
+    def change() -> None:
+        if withdrawn:
+            other.unalign([record(1).id])
+        store(other.memory, [record(1, "greet first", value=True)])
+
+    judge = make_judge(meanwhile(change), memory=db)
+    report = asyncio.run(judge.aalign([record(1, "apologise")]))
+    assert (report.added, report.unconsumed, judge.memory.episodes()) == ((), 1, [])
+    assert [guideline.text for guideline in judge.align().added] == ["When a reply is judged, heed greet first."]
+    assert [episode.feedback.value for episode in judge.memory.episodes()] == [True]
+
+
+@pytest.mark.parametrize("name", ["polite", "another judge of the file"])
+def test_a_record_in_the_place_of_a_withdrawn_one_is_not_taken_for_it(make_judge: MakeJudge, db: str, name: str) -> None:
+    other, third = make_judge(memory=db), make_judge(memory=db, name=name)
+
+    def swap() -> None:
+        other.unalign([record(1).id])
+        store(third.memory, [record(2, "name a date", annotator="ben")])
+
+    judge = make_judge(meanwhile(swap), memory=db)
+    assert asyncio.run(judge.aalign([record(1, "apologise")])).added == ()
+    assert (third.memory.waiting(), third.memory.episodes()) == (1, [])
+    (added,) = third.align().added
+    assert (added.text, added.evidence_for) == ("When a reply is judged, heed name a date.", (record(2, annotator="ben").id,))
+
+
+def test_what_rests_on_words_that_changed_meanwhile_is_distilled_again(make_judge: MakeJudge, db: str) -> None:
+    other = make_judge(memory=db)
+    judge = make_judge(meanwhile(lambda: store(other.memory, [record(2, "greet first")])), memory=db)
+    report = asyncio.run(judge.aalign([record(1, "apologise"), record(2, "apologise"), record(3, "name a date")]))
+    assert [guideline.text for guideline in report.added] == ["When a reply is judged, heed name a date."]
+    assert (report.unconsumed, len(judge.memory.episodes())) == (2, 2)
+    judge.align()
+    assert sorted(texts(judge)) == [f"When a reply is judged, heed {reason}." for reason in ("apologise", "greet first", "name a date")]
+
+
+def meanwhile(work: Callable[[], Any]) -> ScriptedChatModel:
+    """A model beside which something happens when it distils for the first time."""
+    left = [work]
+
+    def answer(request: ChatRequest) -> Any:
+        if request.purpose == "distil" and left:
+            left.pop()()
+        return expert(request)
+
+    return ScriptedChatModel(answer)
 
 
 def test_two_processes_aligning_at_once_learn_each_record_once(make_judge: MakeJudge, db: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import func, select
 
 from conftest import MakeJudge, add, distilled, expert, record, related, says, shown_cases, support
 from memalign import Judge, Scale
+from memalign.alignment import record as store
 from memalign.alignment.asking import HOSTED, IN_PROCESS
 from memalign.alignment.batches import Case, batches, cases, paired
 from memalign.alignment.checks import addresses_the_model, copied, folded, orders_a_verdict, personal_data
@@ -110,6 +111,21 @@ def test_screening_is_off_without_verification(make_judge: MakeJudge, screen: bo
     model = ScriptedChatModel(expert)
     make_judge(model).align([record(1, "apologise")], screen=screen)
     assert purposes(model) == {"distil": 1}
+
+
+def test_a_verdict_is_not_noted_with_the_record_that_took_the_place_of_a_withdrawn_one(make_judge: MakeJudge, db: str) -> None:
+    other = make_judge(memory=db)
+
+    def answer(request: ChatRequest) -> Any:
+        if request.purpose == "screen":
+            other.unalign([record(1).id])
+            store(other.memory, [record(2, annotator="ben")])
+            return says("yes")
+        return expert(request)
+
+    asyncio.run(make_judge(ScriptedChatModel(answer), memory=db).aalign([record(1)], screen=True))
+    other.align()
+    assert [(episode.feedback.outputs, episode.judged) for episode in other.memory.episodes()] == [("reply 2", None)]
 
 
 def test_screening_that_fails_stands_in_the_way_of_nothing(make_judge: MakeJudge) -> None:
@@ -311,6 +327,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 from conftest import expert, record
 from memalign import Judge, Scale
+from memalign.alignment import record as store
 from memalign.embedders.scripted import HashEmbedder
 from memalign.models.scripted import ScriptedChatModel
 

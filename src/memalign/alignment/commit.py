@@ -32,7 +32,7 @@ class _Outcome:
     retired: list[str] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     stranded: set[int] = field(default_factory=set)
-    """Evidence for guidelines that another process took away meanwhile: it has to be distilled again."""
+    """Evidence for guidelines that another process took away meanwhile, or whose words rest on a record that it did: it has to be distilled again."""
 
     def counts(self) -> dict[str, int]:
         """How many, for the log of revisions."""
@@ -49,7 +49,8 @@ def commit(
         before, purged = revisions.standing(connection, judge_id)
         if purged != plan.purged:
             return None
-        still = episodic.undistilled(connection, [stored.row for stored in plan.waiting])
+        present = episodic.existing(connection, judge_id, list(plan.records.values()))
+        still = {stored.row for stored in plan.waiting if (now := present.get(stored.row)) and now.distilled is None and now.until is None}
         silent = {stored.row for stored in [*plan.waiting, *plan.again] if not stored.feedback.rationale.strip()}
         admitted = [stored for stored in plan.waiting if stored.since is None and stored.row in still]
         revision, outcome = before, _Outcome()
@@ -61,10 +62,11 @@ def commit(
             episodic.mark_distilled(connection, sorted(again), None)
             episodic.retract(connection, replaced, revision)
             episodic.admit(connection, [stored.row for stored in admitted], revision)
-            usable = {stored.row for stored in plan.waiting if stored.row in still} | again
+            usable = still | again
             ids = {row: stored.feedback.id for row, stored in plan.records.items() if row in usable}
             weights = episodic.weighed(connection, judge_id, memory.weights)
-            _apply(connection, judge_id, revision, distilled.proposals, ids, weights, outcome)
+            gone = plan.records.keys() - present.keys()
+            _apply(connection, judge_id, revision, distilled.proposals, ids, weights, gone, outcome)
             _archive(connection, judge_id, revision, limits, outcome)
             questions.settle(connection, judge_id, revision)
             learned = (distilled.consumed | silent) & usable - outcome.stranded
@@ -86,14 +88,20 @@ def _apply(
     proposals: Sequence[Proposal],
     ids: Mapping[int, str],
     weights: Mapping[str, float],
+    gone: set[int],
     outcome: _Outcome,
 ) -> None:
-    """Carry out the proposals whose evidence still holds. ``ids``: row -> feedback id of the records that may be learned from."""
+    """Carry out the proposals whose evidence still holds.
+
+    ``ids``: row -> feedback id of the records that may be learned from; ``gone``: rows of those that were changed or withdrawn before they entered
+    memory, so that no words may rest on them.
+    """
     held = {g.id: g for g in semantic.at(connection, judge_id, revision) if g.state in HELD}
     retired = semantic.turned_down(connection, judge_id)
-    present = episodic.existing(connection, sorted(set[int]().union(*(proposal.taint for proposal in proposals))))
     stored: dict[Proposal, str] = {}
-    alive = [proposal for proposal in proposals if (proposal.evidence | proposal.against) & set(ids)]
+    lost = [proposal for proposal in proposals if proposal.text and proposal.evidence & gone]
+    outcome.stranded |= {row for proposal in lost for row in proposal.evidence | proposal.against if row in ids}
+    alive = [proposal for proposal in proposals if proposal not in lost and (proposal.evidence | proposal.against) & set(ids)]
     for proposal in alive:
         cited = {row: 1 for row in proposal.evidence if row in ids} | {row: -1 for row in proposal.against if row in ids}
         known = proposal.guideline_id or same_text(proposal.text, list(held.values()))
@@ -107,13 +115,13 @@ def _apply(
         new = after(old, proposal, ids, known or "", weights, rivals=alive)
         if old is None:
             key = semantic.add(
-                connection, judge_id, revision, text=new.text, scope=new.scope, state=new.state, signs=cited, taint=proposal.taint & present
+                connection, judge_id, revision, text=new.text, scope=new.scope, state=new.state, signs=cited, taint=proposal.taint - gone
             )
             outcome.added.append(key)
         else:
             key = old.id
             changes = {"text": new.text, "scope": new.scope, "state": new.state}
-            semantic.change(connection, judge_id, revision, key, signs=cited, taint=proposal.taint & present, **changes)
+            semantic.change(connection, judge_id, revision, key, signs=cited, taint=proposal.taint - gone, **changes)
             (outcome.refined if new.text != old.text else outcome.joined).append(key)
         _note(outcome, key, old, new)
         if proposal.tried is not None:
@@ -125,7 +133,7 @@ def _apply(
                 was = held[other]
                 held[other] = now = revised_by(was, revised, ids)
                 signs, changes = {row: -1 for row in revised.against if row in ids}, {"text": now.text, "scope": now.scope, "state": now.state}
-                semantic.change(connection, judge_id, revision, other, signs=signs, taint=proposal.taint & present, **changes)
+                semantic.change(connection, judge_id, revision, other, signs=signs, taint=proposal.taint - gone, **changes)
                 _note(outcome, other, was, now)
                 if now.text != was.text:
                     outcome.refined.append(other)

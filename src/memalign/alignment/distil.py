@@ -140,7 +140,7 @@ class Distilling:
             )
             operations = [drafted(operation, batch, seen) for operation in accepted]
             content = written(operations, rejected, shown)
-            await asyncio.shield(asyncio.to_thread(_keep, self.session.memory, self._key(), rows, content, self.plan.purged))
+            await asyncio.shield(asyncio.to_thread(_keep, self.session.memory, self._key(), rows, content, self.plan))
         except Exception as error:  # also of a model that breaks its contract: it must not take the other batches with it
             failed = FailedBatch(
                 feedback_ids=tuple(self.plan.records[row].feedback.id for row in sorted(rows)),
@@ -239,11 +239,11 @@ def _read(stored: Stored) -> str:
     return f"{item_text(stored.feedback.item)}\n{stored.feedback.rationale}"
 
 
-def _keep(memory: Memory, key: str, rows: set[int], content: object, purged: int) -> None:
+def _keep(memory: Memory, key: str, rows: set[int], content: object, plan: Plan) -> None:
+    read = [stored for stored in [*plan.again, *plan.waiting] if stored.row in rows]
     with memory.store.writing() as connection:
-        present = episodic.existing(connection, sorted(rows))
-        if present == rows:
-            drafts.keep(connection, memory.judge_id, key, rows, content, purged=purged)
+        if episodic.existing(connection, memory.judge_id, read).keys() == rows:
+            drafts.keep(connection, memory.judge_id, key, rows, content, purged=plan.purged)
 
 
 def _records_of(memory: Memory, guidelines: Sequence[Guideline]) -> dict[str, list[Stored]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from memalign.alignment.gate import wrong
@@ -37,10 +37,11 @@ async def screen(memory: Memory, meter: Meter, opinion: Opinion, records: Sequen
             if isinstance(said, Verdict):
                 heard[keys[place]] = said.value
     finally:
-        rows = {stored.row: heard[stored.item_id] for stored in records if stored.judged is None and stored.item_id in heard}
-        if rows:
-            await asyncio.shield(asyncio.to_thread(_note, memory, rows))
-    return [replace(stored, judged=rows[stored.row]) if stored.row in rows else stored for stored in records]
+        unknown = [stored for stored in records if stored.judged is None and stored.item_id in heard]
+        screened = {stored.row: replace(stored, judged=heard[stored.item_id]) for stored in unknown}
+        if screened:
+            await asyncio.shield(asyncio.to_thread(_note, memory, list(screened.values())))
+    return [screened.get(stored.row, stored) for stored in records]
 
 
 def missed(stored: Stored, scale: Scale) -> bool:
@@ -48,6 +49,6 @@ def missed(stored: Stored, scale: Scale) -> bool:
     return stored.judged is not None and wrong(scale, stored.feedback.value, stored.judged)
 
 
-def _note(memory: Memory, rows: Mapping[int, object]) -> None:
+def _note(memory: Memory, screened: Sequence[Stored]) -> None:
     with memory.store.writing() as connection:
-        episodic.note_judged(connection, rows)
+        episodic.note_judged(connection, memory.judge_id, screened)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, insert, select, true, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from memalign.memory import drafts
 from memalign.memory.revisions import holds_at, now
@@ -160,10 +160,12 @@ def mark_distilled(connection: Connection, rows: Sequence[int], revision: int | 
     _set(connection, rows, distilled=revision)
 
 
-def note_judged(connection: Connection, verdicts: Mapping[int, Any]) -> None:
-    """Note with versions (by row) what the judge says of their items; what was known before stays."""
-    for row, value in verdicts.items():
-        connection.execute(update(_TABLE).where(_TABLE.c.row == row, _TABLE.c.judged.is_(None)).values(judged=canonical(value)))
+def note_judged(connection: Connection, judge_id: int, records: Sequence[Stored]) -> None:
+    """Note with versions what the judge says of their items; what was known before stays."""
+    present = existing(connection, judge_id, records)
+    for stored in (stored for stored in records if stored.row in present):
+        unknown = (_TABLE.c.row == stored.row) & _TABLE.c.judged.is_(None)
+        connection.execute(update(_TABLE).where(unknown).values(judged=canonical(stored.judged)))
 
 
 def drop_waiting(connection: Connection, judge_id: int, ids: Sequence[str]) -> set[str]:
@@ -176,14 +178,18 @@ def drop_waiting(connection: Connection, judge_id: int, ids: Sequence[str]) -> s
     return gone
 
 
-def undistilled(connection: Connection, rows: Sequence[int]) -> set[int]:
-    """Which of some versions still wait for distillation and were not retracted meanwhile."""
-    return _which(connection, rows, _TABLE.c.distilled.is_(None) & _TABLE.c.until.is_(None))
+def existing(connection: Connection, judge_id: int, records: Sequence[Stored]) -> dict[int, Row[Any]]:
+    """Row -> since, until and distilled of now, for those of some versions that were not deleted meanwhile.
 
-
-def existing(connection: Connection, rows: Sequence[int]) -> set[int]:
-    """Which of some versions were not deleted meanwhile."""
-    return _which(connection, rows, true())
+    SQLite gives the number of a deleted row to the next record, so what has the same row may be another one.
+    """
+    read = {stored.row: (judge_id, stored.feedback.id, stored.stored_at) for stored in records}
+    rows, found = list(read), dict[int, Row[Any]]()
+    columns = [_TABLE.c[name] for name in ("row", "judge_id", "id", "stored_at", "since", "until", "distilled")]
+    for start in range(0, len(rows), _CHUNK):
+        held = connection.execute(select(*columns).where(_TABLE.c.row.in_(rows[start : start + _CHUNK])))
+        found |= {row.row: row for row in held if (row.judge_id, row.id, row.stored_at) == read[row.row]}
+    return found
 
 
 def held_texts(connection: Connection, hashes: Sequence[str]) -> set[str]:
@@ -258,14 +264,6 @@ def episode(stored: Stored) -> Episode:
 def _set(connection: Connection, rows: Sequence[int], **values: int | None) -> None:
     for start in range(0, len(rows), _CHUNK):
         connection.execute(update(_TABLE).where(_TABLE.c.row.in_(rows[start : start + _CHUNK])).values(values))
-
-
-def _which(connection: Connection, rows: Sequence[int], condition: ColumnElement[bool]) -> set[int]:
-    found: set[int] = set()
-    for start in range(0, len(rows), _CHUNK):
-        query = select(_TABLE.c.row).where(_TABLE.c.row.in_(rows[start : start + _CHUNK]), condition)
-        found |= set(connection.execute(query).scalars())
-    return found
 
 
 def _newest(connection: Connection, judge_id: int, feedback_id: str) -> Row[Any] | None:
