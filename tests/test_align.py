@@ -968,6 +968,14 @@ def test_what_rests_on_words_that_changed_meanwhile_is_distilled_again(make_judg
     assert sorted(texts(judge)) == [f"When a reply is judged, heed {reason}." for reason in ("apologise", "greet first", "name a date")]
 
 
+def test_a_record_that_enters_memory_while_it_is_distilled_stays_there(make_judge: MakeJudge, db: str) -> None:
+    other = make_judge(ScriptedChatModel(lambda _: ModelRefused("no")), memory=db)
+    judge = make_judge(meanwhile(lambda: other.align()), memory=db)
+    report = asyncio.run(judge.aalign([record(1, "apologise")]))
+    assert [guideline.text for guideline in report.added] == ["When a reply is judged, heed apologise."]
+    assert ([episode.feedback.rationale for episode in judge.memory.episodes()], report.unconsumed) == (["apologise"], 0)
+
+
 def meanwhile(work: Callable[[], Any]) -> ScriptedChatModel:
     """A model beside which something happens when it distils for the first time."""
     left = [work]

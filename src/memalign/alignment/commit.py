@@ -52,7 +52,7 @@ def commit(
         present = episodic.existing(connection, judge_id, list(plan.records.values()))
         still = {stored.row for stored in plan.waiting if (now := present.get(stored.row)) and now.distilled is None and now.until is None}
         silent = {stored.row for stored in [*plan.waiting, *plan.again] if not stored.feedback.rationale.strip()}
-        admitted = [stored for stored in plan.waiting if stored.since is None and stored.row in still]
+        admitted = [stored for stored in plan.waiting if stored.row in still and present[stored.row].since is None]
         revision, outcome = before, _Outcome()
         if admitted or still & (distilled.consumed | silent):
             revision = before + 1
