@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -110,6 +111,40 @@ def test_of_one_annotator_the_newer_word_holds_and_nothing_is_deleted(make_judge
 def test_feedback_that_is_older_does_not_win_by_coming_later(make_judge: MakeJudge) -> None:
     judge = taught(make_judge, later(created_at=NOON - timedelta(days=9)), conflicts=[(2, 1)])
     assert (texts(judge), texts(judge, "superseded")) == ([heed("a date is named")], [heed("no date is named")])
+
+
+def withdrawn_and_given_again(judge: Judge, given: Any) -> None:
+    judge.unalign(given.id)
+    judge.align([given])
+
+
+def rolled_back_and_forth(judge: Judge, given: Any) -> None:
+    judge.memory.rollback(0)
+    judge.memory.rollback(1)
+
+
+def changed_and_rolled_back(judge: Judge, given: Any) -> None:
+    judge.overwrite(replace(given, value=not given.value))
+    judge.memory.rollback(1)
+
+
+@pytest.mark.parametrize("touch", [withdrawn_and_given_again, rolled_back_and_forth, changed_and_rolled_back])
+def test_a_record_that_says_what_it_said_first_was_not_thought_over(make_judge: MakeJudge, touch: Callable[[Judge, Any], None]) -> None:
+    judge = make_judge(ScriptedChatModel(relating(conflicts=[(1, 2)])))
+    first = record(1, "a date is named", created_at=NOON)
+    judge.align([first])
+    touch(judge, first)
+    judge.align([later()])
+    assert texts(judge) == [heed("no date is named")]
+
+
+def test_what_its_expert_thought_over_and_overwrote_wins(make_judge: MakeJudge) -> None:
+    judge = make_judge(ScriptedChatModel(relating(conflicts=[(1, 2)])))
+    judge.align([record(1, "a day is named", created_at=NOON)])
+    judge.overwrite(record(1, "a date is named", created_at=NOON))
+    withdrawn_and_given_again(judge, record(1, "a date is named", created_at=NOON))
+    judge.align([later()])
+    assert texts(judge) == [heed("a date is named")]
 
 
 def test_what_an_expert_pinned_wins(make_judge: MakeJudge) -> None:

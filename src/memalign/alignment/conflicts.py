@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +28,8 @@ class Side:
 
     pinned: bool
     records: Sequence[Stored]
+    restated: Collection[int] = ()
+    """Rows of records that were given or restored again as they first were."""
 
 
 def settle(first: Side, second: Side, *, splits: bool, weight: Weight = alike_weight) -> Outcome:
@@ -51,7 +53,7 @@ def settle(first: Side, second: Side, *, splits: bool, weight: Weight = alike_we
 
 
 def _thought_over(side: Side) -> bool:
-    return any(stored.version > 1 for stored in side.records)
+    return any(stored.version > 1 and stored.row not in side.restated for stored in side.records)
 
 
 def _annotators(side: Side) -> set[str]:

@@ -218,10 +218,21 @@ class Distilling:
 
     async def _act(self, held: Sequence[Held], relations: Relations) -> None:
         contested = [held[place].guideline for found in relations.conflicts for place in found[:2]]
-        support = await asyncio.to_thread(_records_of, self.session.memory, [guideline for guideline in contested if guideline is not None])
+        memory, records = self.session.memory, self.plan.records
+        support = await asyncio.to_thread(_records_of, memory, [guideline for guideline in contested if guideline is not None])
+        involved = [*records.values(), *(stored for found in support.values() for stored in found)] if contested else []
+        restated = await asyncio.to_thread(_restated, memory, involved)
         reworded = {p.guideline_id for p in self.result.proposals if p.text and p.guideline_id is not None}
-        weight, labels = self.session.memory.weight, self.task.scale.labels
-        joining = Joining(held, support, self.plan.records, reworded=reworded, weight=weight, labels=labels, personal=self.personal)
+        joining = Joining(
+            held,
+            support,
+            records,
+            restated=restated,
+            reworded=reworded,
+            weight=memory.weight,
+            labels=self.task.scale.labels,
+            personal=self.personal,
+        )
         joining.act(relations)
         self.result.proposals = [proposal for proposal in self.result.proposals if proposal not in joining.gone]
 
@@ -255,3 +266,10 @@ def _records_of(memory: Memory, guidelines: Sequence[Guideline]) -> dict[str, li
         found = episodic.by_rows(connection, list(episodic.live_rows(connection, memory.judge_id, ids).values()))
     by_id = {stored.feedback.id: stored for stored in found}
     return {guideline.id: [by_id[key] for key in guideline.evidence_for if key in by_id] for guideline in guidelines}
+
+
+def _restated(memory: Memory, records: Sequence[Stored]) -> set[int]:
+    if not any(stored.version > 1 for stored in records):
+        return set()
+    with memory.store.reading() as connection:
+        return episodic.restated(connection, memory.judge_id, records)

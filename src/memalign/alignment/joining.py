@@ -26,18 +26,20 @@ class Joining:
         records: Mapping[str, Sequence[Stored]],
         rows: Mapping[int, Stored],
         *,
+        restated: Collection[int] = (),
         reworded: Collection[str] = (),
         weight: Weight = alike_weight,
         labels: Sequence[str] = (),
         personal: bool = False,
     ) -> None:
-        """``records``: guideline id -> the records it rests on; ``rows``: the records that proposals cite.
+        """``records``: guideline id -> the records it rests on; ``rows``: the records that proposals cite; ``restated``: as in ``Side``.
 
         ``reworded``: ids of guidelines that have a new wording already; one round gives each but one. ``labels``, ``personal``: as for ``unsound``.
         """
         self._held = held
         self._records = records
         self._rows = rows
+        self._restated = restated
         self._weight = weight
         self._unsound = partial(unsound, labels=labels, personal=personal)
         self._reworded = set(reworded)
@@ -153,8 +155,8 @@ class Joining:
         proposal = self._revived.get(place, one.proposal)
         cited = [self._rows[row] for row in sorted(proposal.evidence) if row in self._rows] if proposal is not None else []
         if one.guideline is None:
-            return Side(False, cited)
-        return Side(one.guideline.pinned, [*self._records.get(one.guideline.id, ()), *cited])
+            return Side(False, cited, self._restated)
+        return Side(one.guideline.pinned, [*self._records.get(one.guideline.id, ()), *cited], self._restated)
 
 
 def _take(kept: Proposal, other: Proposal) -> None:

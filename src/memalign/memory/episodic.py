@@ -226,6 +226,18 @@ def weighed(connection: Connection, judge_id: int, weights: Mapping[str, float])
     return {row.id: float(weights[row.annotator]) for row in found}
 
 
+def restated(connection: Connection, judge_id: int, records: Iterable[Stored]) -> set[int]:
+    """Rows of those that are no first version, but say what the first version in memory says, as after a withdrawal or a rollback."""
+    later = [stored for stored in records if stored.version > 1]
+    ids = sorted({stored.feedback.id for stored in later})
+    first: dict[str, Row[Any]] = {}
+    for start in range(0, len(ids), _CHUNK):
+        condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.id.in_(ids[start : start + _CHUNK])
+        first |= {row.id: row for row in connection.execute(select(_TABLE).where(condition).order_by(_TABLE.c.version.desc()))}
+    pairs = [(stored, first[stored.feedback.id]) for stored in later if stored.feedback.id in first]
+    return {stored.row for stored, oldest in pairs if oldest.row != stored.row and said(oldest).says_the_same_as(stored.feedback)}
+
+
 def contested(connection: Connection, judge_id: int, revision: int, scale: Scale) -> list[str]:
     """Items on which the experts' verdicts differ, by more than is near on the scale."""
     condition = (_TABLE.c.judge_id == judge_id) & holds_at(_TABLE, revision)
