@@ -7,6 +7,7 @@ import re
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -674,6 +675,25 @@ def test_a_locked_memory_is_retryable(run: Run, judge: str, db: str, tmp_path: P
     finally:
         other.close()
     run("align", file)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_locked_memory_costs_no_verdict(run: Run, taught: str, db: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memalign.stores.sqlite.SqliteStore.__init__.__kwdefaults__", {"wait_seconds": 0.1})
+    items, out = jsonl(tmp_path / "items.jsonl", *({"outputs": f"reply {number}"} for number in range(6))), tmp_path / "results.jsonl"
+    with closing(sqlite3.connect(db, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for asked, said in [
+            (["judge", "--outputs", "hi"], "verdict: yes"),
+            (["judge", items, "--out", str(out)], ""),
+            (["eval", str(tmp_path / "feedback.jsonl")], "balanced accuracy"),
+        ]:
+            done = run(*asked)
+            assert said in done.stdout
+            assert done.stderr.count("cannot be logged: memory") == 1
+            assert "UserWarning" not in done.stderr
+        assert "6 judged" in done.stderr + run("judge", items, "--out", str(out), "--overwrite").stderr
+    assert ["verdict" in json.loads(line) for line in out.read_text().splitlines()] == [True] * 6
 
 
 def test_doctor_tells_where_the_time_of_a_judgement_goes(run: Run, taught: str) -> None:

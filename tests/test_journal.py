@@ -115,15 +115,48 @@ def test_rows_for_which_the_store_was_too_busy_are_kept(store: Store) -> None:
     assert written(store) == ["000001", "000002"]
 
 
-def test_a_failure_in_the_background_is_told_at_the_next_call(store: Store) -> None:
-    failing = Failing(store, StoreError("the disk is full"))
+def test_a_failure_in_the_background_is_told_once_and_costs_no_call(store: Store, recwarn: pytest.WarningsRecorder) -> None:
+    failing = Failing(store, StoreError("the disk is full"), StoreError("the disk is full"))
+    journal = Journal(failing)  # type: ignore[arg-type]
+    for number in (1, 2):
+        journal.append([call(number)])
+        until(lambda number=number: failing.writes == number and not journal._at_work)  # type: ignore[misc]
+    journal.append([call(3)])
+    until(lambda: written(store) == ["000003"])
+    journal.close()
+    assert "cannot be logged: the disk is full" in str(recwarn.pop(UserWarning).message)
+    assert not recwarn
+
+
+def test_a_close_gives_up_after_one_try(store: Store) -> None:
+    failing = Failing(store, StoreBusy("locked"))
     journal = Journal(failing)  # type: ignore[arg-type]
     journal.append([call(1)])
-    until(lambda: failing.writes == 1 and journal._failure is not None)
-    with pytest.raises(StoreError, match="disk is full"):
-        journal.append([call(2)])
-    until(lambda: written(store) == ["000002"])
-    journal.append([])
+    with pytest.warns(UserWarning, match="cannot be logged: locked"):
+        journal.close()
+    journal.append([call(2)])
+    journal.close()
+    assert written(store) == ["000002"]
+
+
+def test_a_try_under_way_is_the_one_that_a_close_waits_for(store: Store) -> None:
+    begun = threading.Event()
+
+    class Slow(Failing):
+        @contextmanager
+        def writing(self, *of: Any) -> Iterator[Connection]:
+            begun.set()
+            time.sleep(0.3)
+            with super().writing(*of) as connection:
+                yield connection
+
+    slow = Slow(store, StoreBusy("locked"))
+    journal = Journal(slow)  # type: ignore[arg-type]
+    journal.append([call(1)])
+    assert begun.wait(20)
+    with pytest.warns(UserWarning, match="locked"):
+        journal.close()
+    assert (slow.writes, written(store)) == (1, [])
 
 
 def test_many_threads_at_once_lose_nothing(store: Store) -> None:

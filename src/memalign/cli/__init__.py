@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +23,9 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         json = "--json" in ctx.args  # the arguments of the command
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warned
+                return super().invoke(ctx)
         except MemalignError as error:
             if os.environ.get("MEMALIGN_DEBUG") == "1":
                 raise
@@ -77,6 +80,13 @@ def main() -> None:
             sys.stderr.flush()
             os._exit(INTERRUPTED)  # without waiting for threads: a model in process may be reading for half a minute
         raise
+
+
+def _warned(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Say what a user has to know, without the line of code that a warning names."""
+    from memalign.cli.printing import note
+
+    note(f"warning: {message}")
 
 
 def _told(error: MemalignError, *, json: bool) -> int:

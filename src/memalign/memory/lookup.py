@@ -77,9 +77,12 @@ class Lookup:
         return self._store
 
     def close(self) -> None:
-        """Stop what works in the background, write what waits and give back the store's connections."""
-        self.rest()
-        self.store.close()
+        """Write what waits, stop what works in the background and give back the store's connections."""
+        try:
+            self._journal.close()
+        finally:  # a warning may be an error
+            self.rest()
+            self._store.close()
 
     def rest(self) -> None:
         """Stop what works in the background."""
@@ -211,7 +214,7 @@ class Lookup:
             return episodic.live(connection, self.judge_id, revision)
 
     def log(self, calls: Sequence[log.Call], item_id: str = "", verdict: Verdict | None = None) -> None:
-        """Note a judgement's calls, and its verdict if it counts; both are in the store a moment later. Raises what an earlier write met."""
+        """Note a judgement's calls, and its verdict if it counts; both are in the store a moment later, if it can be written."""
         entries: list[Entry] = [(schema.ledger, row) for row in log.call_rows(self.judge_id, calls)]
         if verdict is not None:
             entries.append((schema.verdict, log.verdict_row(self.judge_id, item_id, verdict)))
