@@ -15,7 +15,7 @@ from memalign import Judge
 from memalign.alignment.conflicts import Side, settle
 from memalign.alignment.joining import Joining
 from memalign.alignment.plan import Proposal, after
-from memalign.alignment.relate import Held, Relations, alike, content_words, forbids, nominated, read, reverses
+from memalign.alignment.relate import Held, Relations, alike, calls, content_words, forbids, nominated, read, reverses, together
 from memalign.memory.episodic import Stored
 from memalign.models import ChatRequest
 from memalign.models.scripted import ScriptedChatModel
@@ -305,6 +305,34 @@ def test_only_what_is_alike_and_of_different_batches_is_nominated() -> None:
 def test_shared_words_nominate_whatever_the_embedder_says() -> None:
     found = held(("Name the courier", 0), ("Never name the courier", 1))
     assert nominated(found, {content_hash(one.text): np.array([place, 1 - place]) for place, one in enumerate(found)}) == [(0, 1)]
+
+
+def test_more_guidelines_than_a_call_lists_are_compared_in_several(make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memalign.alignment.relate.MOST_LISTED", 2)
+    assert calls([(0, 1), (2, 3), (1, 0), (1, 2)]) == [[(0, 1), (1, 0)], [(2, 3)], [(1, 2)]]
+    model = ScriptedChatModel(lambda request: related(duplicates=[[1, 2]]) if request.purpose == "relate" else expert(request))
+    judge = make_judge(model)
+    judge.align([record(1, "a date is named")])
+    judge.align([record(2, "dates are named")])
+    model.requests.clear()
+    report = judge.align([record(3, "date named twice"), record(4, "named dates")])
+    assert sum(request.purpose == "relate" for request in model.requests) == 2
+    assert (len(report.added), [len(guideline.evidence_for) for guideline in report.joined], report.unrelated) == (0, [4], ())
+
+
+def test_pairs_that_no_call_has_room_for_are_told(make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memalign.alignment.relate.MOST_LISTED", 2)
+    monkeypatch.setattr("memalign.alignment.relate.MOST_CALLS", 1)
+    judge = make_judge()
+    judge.align([record(1, "a date is named")])
+    report = judge.align([record(2, "a date is named at once"), record(3, "a date is named twice")])
+    assert report.unrelated == ("1 of 2 pairs that are alike found no room in 1 calls",)
+    assert report.unconsumed == 0
+
+
+def test_what_several_calls_found_is_one() -> None:
+    found = together([Relations(duplicates=[[0, 3]], narrower=[(1, 2)]), Relations(duplicates=[[3, 5]], conflicts=[(1, 4, "", "")])])
+    assert (found.duplicates, found.narrower, found.conflicts) == ([[0, 3, 5]], [(1, 2)], [(1, 4, "", "")])
 
 
 def test_relations_outside_the_nominated_pairs_are_not_believed() -> None:

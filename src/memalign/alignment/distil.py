@@ -14,7 +14,7 @@ from memalign.alignment.joining import Joining
 from memalign.alignment.operations import Rejected, check
 from memalign.alignment.opposites import alone, beside, opposites
 from memalign.alignment.plan import Plan, Proposal
-from memalign.alignment.relate import SAME, Held, Relations, alike, named, nominated
+from memalign.alignment.relate import SAME, Held, Relations, alike, calls, named, nominated, together
 from memalign.alignment.report import FailedBatch
 from memalign.alignment.support import unsupported
 from memalign.errors import MemalignError, ModelUnavailable
@@ -39,7 +39,7 @@ class Distillation:
     consumed: set[int] = field(default_factory=set)
     """Rows of the records whose batch succeeded."""
     unrelated: list[str] = field(default_factory=list)
-    """Why new guidelines were not compared with those there are, for each call that failed."""
+    """Why new guidelines were not compared with those there are, for each call that failed, or had no room for all that are alike."""
     vectors: dict[str, Vectors] = field(default_factory=dict)
     """Content hash -> vector of the guidelines that were compared."""
 
@@ -196,14 +196,22 @@ class Distilling:
         if self.pace.gist:
             await self._act(held, alike(held, self.result.vectors))
         elif pairs := nominated(held, self.result.vectors):
-            try:
-                relations = await named(self.session, self.meter, held, pairs)
-            except Exception as error:  # guidelines that stay apart say a thing twice; those joined wrongly would be lost
-                if isinstance(error, ModelUnavailable) and not self.resumed:
-                    raise _Uncompared(f"what was distilled could not be compared with the guidelines there are: {error}") from error
-                self.result.unrelated.append(str(error) if isinstance(error, MemalignError) else f"{type(error).__name__}: {error}")
-            else:
-                await self._act(held, relations)
+            await self._act(held, await self._named(held, pairs))
+
+    async def _named(self, held: Sequence[Held], pairs: Sequence[tuple[int, int]]) -> Relations:
+        """What a model says of nominated pairs; those of a call that fails stay apart, and the result tells of them."""
+        asked = calls(pairs)
+        if left := len(pairs) - sum(map(len, asked)):
+            self.result.unrelated.append(f"{left} of {len(pairs)} pairs that are alike found no room in {len(asked)} calls")
+        found = await asyncio.gather(*(named(self.session, self.meter, held, some) for some in asked), return_exceptions=True)
+        for error in (one for one in found if isinstance(one, BaseException)):
+            if isinstance(error, ModelUnavailable) and not self.resumed:
+                raise _Uncompared(f"what was distilled could not be compared with the guidelines there are: {error}") from error
+            if not isinstance(error, Exception):
+                raise error
+            # guidelines that stay apart say a thing twice; those joined wrongly would be lost
+            self.result.unrelated.append(str(error) if isinstance(error, MemalignError) else f"{type(error).__name__}: {error}")
+        return together([one for one in found if isinstance(one, Relations)])
 
     async def _compare_unread(self, fresh: Sequence[Proposal]) -> None:
         """Relate proposals to the guidelines that are withheld from models: without one that reads both, only what is all but the same is joined."""

@@ -1,4 +1,4 @@
-"""Relating: likeness nominates, one model call names the relations, and code acts on them."""
+"""Relating: likeness nominates, a model call names the relations, and code acts on them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ ALIKE = 0.75
 SAME = 0.95
 """The same where a model could tell but must not read one of them: two that stay apart say a thing twice, those joined wrongly would be lost."""
 MOST_LISTED = 120
-"""Guidelines in one call; of more, the likest pairs count."""
+"""Guidelines in one call."""
+MOST_CALLS = 8
+"""In one comparison; of pairs that need more, the likest count."""
 _ATTEMPTS = 3
 _MAX_TOKENS = 1200
 """Of the first reply; each further one has twice the room."""
@@ -86,13 +88,31 @@ def nominated(held: Sequence[Held], vectors: Mapping[str, Vectors]) -> list[tupl
             shared = len(words[earlier] & words[later]) / max(1, min(len(words[earlier]), len(words[later])))
             if likeness >= NEAR or shared >= SHARED:
                 found.append((max(likeness, shared), earlier, later))
-    listed = set[int]()
-    kept = []
-    for _, earlier, later in sorted(found, key=lambda pair: (-pair[0], pair[1:])):
-        if len(listed | {earlier, later}) <= MOST_LISTED:
-            listed |= {earlier, later}
-            kept.append((earlier, later))
-    return kept
+    return [(earlier, later) for _, earlier, later in sorted(found, key=lambda pair: (-pair[0], pair[1:]))]
+
+
+def calls(pairs: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Nominated pairs by the call that asks about them: each stands in the first that has room for it, or in none."""
+    listed, chosen = list[set[int]](), list[list[tuple[int, int]]]()
+    for pair in pairs:
+        place = next((place for place, held in enumerate(listed) if len(held.union(pair)) <= MOST_LISTED), len(listed))
+        if place == MOST_CALLS:
+            continue
+        if place == len(listed):
+            listed.append(set())
+            chosen.append([])
+        listed[place].update(pair)
+        chosen[place].append(pair)
+    return chosen
+
+
+def together(found: Sequence[Relations]) -> Relations:
+    """What several calls found, as one."""
+    return Relations(
+        duplicates=_connected([(group[0], place) for one in found for group in one.duplicates for place in group[1:]]),
+        narrower=[pair for one in found for pair in one.narrower],
+        conflicts=[conflict for one in found for conflict in one.conflicts],
+    )
 
 
 def alike(held: Sequence[Held], vectors: Mapping[str, Vectors], *, least: float = ALIKE) -> Relations:

@@ -53,7 +53,7 @@ class AlignReport:
     """Item ids on which experts' verdicts differ; on an ordinal scale by more than a step, so that 4 and 5 do not."""
     failed_batches: tuple[FailedBatch, ...] = ()
     unrelated: tuple[str, ...] = ()
-    """Why new guidelines were not compared with those there are, for each call that failed: some may say the same, or contradict each other."""
+    """Why new guidelines were not all compared with those there are, for each call that failed: some may say the same, or contradict each other."""
     unconsumed: int = 0
     """Records that still wait for distillation."""
     verification: Verification = Verification()
