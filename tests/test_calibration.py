@@ -66,6 +66,13 @@ def test_coverage_and_the_threshold_that_reaches_an_agreement() -> None:
         found.coverage_at(90)
 
 
+def test_what_never_gets_a_verdict_is_covered_by_no_threshold() -> None:
+    found = reliability(YES_NO, [True] * 4, [True] * 4, [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]], undecided=[True, False, True, False])
+    assert [(point.threshold, point.coverage, point.n) for point in found.curve] == [(0.8, 0.25, 1), (0.6, 0.5, 2)]
+    assert found.n == 4
+    assert reliability(YES_NO, [True], [True], [[0.9, 0.1]], undecided=[True]).coverage_at(0.5) is None
+
+
 def test_equal_confidences_are_one_threshold() -> None:
     curve = coverage_curve([0.8, 0.8, 0.9], [True, False, True])
     assert [(point.threshold, point.n, point.agreement.value) for point in curve] == [(0.9, 1, 1.0), (0.8, 3, pytest.approx(2 / 3))]
@@ -397,6 +404,57 @@ def test_pairs_are_calibrated_in_both_orders(make_judge: MakeJudge) -> None:
     calibration = judge.calibrate()
     assert calibration.decision.offsets in ((), (0.0, 0.0)) or calibration.decision.offsets == pytest.approx((0.0, 0.0), abs=1e-6)
     assert calibration.after.accuracy == 1.0
+
+
+def test_pairs_whose_orders_disagree_are_not_covered_where_the_judge_abstains(make_judge: MakeJudge) -> None:
+    """Knows the better one of odd pairs, and prefers the first of the others."""
+
+    def answer(request: ChatRequest) -> Any:
+        if request.purpose == "distil":
+            return {"operations": []}
+        first = "a: better" in request.messages[-1].content or not int(request.messages[-1].content.split("question ")[1].split()[0]) % 2
+        return told({"A": 0.9, "B": 0.1} if first else {"A": 0.1, "B": 0.9})
+
+    def pair(n: int) -> Any:
+        sides = (f"better {n}", f"worse {n}")
+        return record(n, outputs=dict(zip("ab", sides if n % 4 < 2 else sides[::-1], strict=True)), value="a" if n % 4 < 2 else "b")
+
+    judge = make_judge(ScriptedChatModel(answer), scale=PAIR, explain=False, k=0)
+    judge.align([pair(n) for n in range(40)])
+    calibration = judge.calibrate()
+    served = judge.evaluate([pair(n) for n in range(100, 140)])
+    assert served.abstained == (0 if calibration.decision.changes_values else 20)
+    assert calibration.before.curve[-1].coverage == 0.5
+    assert calibration.after.curve[-1].coverage == served.coverage == 0.5
+
+
+def test_scores_are_calibrated_as_they_are_read(make_judge: MakeJudge) -> None:
+    """The likeliest score is right, the mean is in the middle: where the judge gives the mean, no confidence can be relied on."""
+
+    def answer(request: ChatRequest) -> Any:
+        if request.purpose == "distil":
+            return {"operations": []}
+        low = int(request.messages[-1].content.split("reply ")[1].split()[0]) % 2
+        return told(dict(zip(SCORE.labels, [0.5, 0.02, 0.02, 0.02, 0.44] if low else [0.44, 0.02, 0.02, 0.02, 0.5], strict=True)))
+
+    judge = make_judge(ScriptedChatModel(answer), scale=SCORE, explain=False, k=0, expected_score=True)
+    judge.align([record(n, value=1 if n % 2 else 5) for n in range(30)])
+    news = [record(n, value=1 if n % 2 else 5) for n in range(100, 130)]
+    before = judge.evaluate(news)
+    calibration = judge.calibrate(sample=30)
+    after = judge.evaluate(news)
+    assert (calibration.before.accuracy, calibration.before.mae) == (before.accuracy.value, before.mae.value) == (0.0, 2.0)
+    assert calibration.after.accuracy == after.accuracy.value
+    assert calibration.after.mae == pytest.approx(after.mae.value, abs=0.3)
+
+
+def test_calibration_asks_at_the_judges_temperature(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(heeds_the_boss)
+    judge = make_judge(model, explain=False, k=0, temperature=0.8)
+    judge.align([record(n, value=n % 2 == 0) for n in range(12)])
+    model.requests.clear()
+    judge.calibrate()
+    assert {request.temperature for request in model.requests} == {0.8}
 
 
 def test_an_annotator_counts_by_weight_in_the_vote() -> None:

@@ -90,6 +90,7 @@ async def calibrate(
     *,
     sample: int,
     ablate: bool,
+    temperature: float,
     actor: str,
     progress: Callable[[str, int, int], None],
     caution: Caution = PLAIN,
@@ -111,12 +112,12 @@ async def calibrate(
     chosen = balanced_sample([stored for stored in held if stored.item_id not in shown], sample)
     if len(chosen) < _FEWEST:
         return replace(nothing, note=f"{len(chosen)} labelled records can be judged without their own case; {_FEWEST} are needed")
-    plain = replace(caution, fitted=False, abstain_below=None, expected_score=False)
+    plain = replace(caution, fitted=False, abstain_below=None)
     recall = replace(recall, own=False)
     ballot = await asyncio.to_thread(space.memory.ballot, view)
 
     async def fit(how: Recall, done: int, total: int) -> _Fit:
-        return await _fit(session, task, given, chosen, how, plain, ballot, lambda stage, n, _: progress(stage, done + n, total))
+        return await _fit(session, task, given, chosen, how, temperature, plain, ballot, lambda stage, n, _: progress(stage, done + n, total))
 
     pinned = tuple(guideline for guideline in view.guidelines if guideline.pinned)
     without = None
@@ -156,11 +157,12 @@ async def _fit(
     given: Given,
     chosen: Sequence[Stored],
     recall: Recall,
+    temperature: float,
     caution: Caution,
     ballot: Ballot | None,
     progress: Callable[[str, int, int], None],
 ) -> _Fit:
-    results = await _judged(session, task, chosen, recall, caution, progress)
+    results = await _judged(session, task, chosen, recall, temperature, caution, progress)
     nothing = _Fit(judged=len(results), usage=sum((verdict.usage for verdict in results.values()), Usage()))
     if len(results) < _FEWEST:
         return replace(nothing, note=f"only {len(results)} records got a verdict; {_FEWEST} are needed")
@@ -169,19 +171,25 @@ async def _fit(
         return replace(nothing, note=f"{session.model.name} told token probabilities for some replies only; ask again, or give votes=3 or more")
     both = all(verdict.orders is not None for verdict in results.values())
     verdicts = {chosen[place].item_id: verdict for place, verdict in results.items()}
-    trial, losses = await asyncio.to_thread(_tried, task.scale, given, verdicts, ballot, mirrored=both)
+    trial, losses = await asyncio.to_thread(_tried, task.scale, given, verdicts, ballot, mirrored=both, expected_score=caution.expected_score)
     if trial is None:
         return replace(nothing, note="all labels are equal: nothing to fit")
     return replace(nothing, votes=counted.pop(), trial=trial, losses=losses)
 
 
 async def _judged(
-    session: Session, task: Task, chosen: Sequence[Stored], recall: Recall, caution: Caution, progress: Callable[[str, int, int], None]
+    session: Session,
+    task: Task,
+    chosen: Sequence[Stored],
+    recall: Recall,
+    temperature: float,
+    caution: Caution,
+    progress: Callable[[str, int, int], None],
 ) -> dict[int, Verdict]:
     results: dict[int, Verdict] = {}
     failures: list[Failure] = []
     done = 0
-    work = in_flight(chosen, lambda stored: attempt(session, task, stored.feedback.item, recall, temperature=0.0, caution=caution))
+    work = in_flight(chosen, lambda stored: attempt(session, task, stored.feedback.item, recall, temperature=temperature, caution=caution))
     async for place, result in work:
         done += 1
         progress("calibrate", done, len(chosen))
@@ -203,7 +211,7 @@ def _given(held: Sequence[Stored], weight: Callable[[str], float]) -> Given:
 
 
 def _tried(
-    scale: Scale, given: Given, verdicts: Mapping[str, Verdict], ballot: Ballot | None, *, mirrored: bool
+    scale: Scale, given: Given, verdicts: Mapping[str, Verdict], ballot: Ballot | None, *, mirrored: bool, expected_score: bool
 ) -> tuple[Trial | None, dict[str, float]]:
     from memalign.trial import Judged, case_of, tried
 
@@ -216,9 +224,9 @@ def _tried(
             bare = verdict.probabilities is None
             shares = verdict.probabilities or pooled(scale, [Answer(verdict.value, "", None)])[0]
             truth = max(reversed(said), key=said.__getitem__)
-            judged.append(Judged(place=place, truth=truth, said=verdict.value, shares=shares, bare=bare))
+            judged.append(Judged(place=place, truth=truth, said=verdict.value, shares=shares, bare=bare, disputed=verdict.abstained))
         cases.append(case_of(scale, said, shares, votes.get(item_id, ())))
-    trial = tried(scale, cases, judged, mirrored=mirrored)
+    trial = tried(scale, cases, judged, mirrored=mirrored, expected_score=expected_score)
     return trial, {} if trial is None else {items[record.place]: loss for record, loss in zip(judged, trial.losses, strict=True)}
 
 

@@ -181,9 +181,9 @@ class Judge(Owned):
 
         self._writable()
         self._counted()
-        recall, caution = self._recall(own=False), self._caution(None, votes)
         without = model_name(self.model).startswith("local/") if ablate is None else ablate
-        return await calibrate(self.session, self.task, recall, sample=sample, ablate=without, caution=caution, actor=actor, progress=progress)
+        ask = partial(calibrate, self.session, self.task, self._recall(own=False), temperature=self.temperature, caution=self._caution(None, votes))
+        return await ask(sample=sample, ablate=without, actor=actor, progress=progress)
 
     def suggest(self, items: Iterable[Item | Feedback], n: int = 20, *, calls: int = 0, progress: Progress = silent) -> list[Suggestion]:
         """The ``n`` unlabelled items whose verdict by an expert would teach most, the best first, with the reasons and the parts of their score.

@@ -64,7 +64,8 @@ class Reliability:
     bins: tuple[Bin, ...]
     """The bins that hold verdicts, of ten equal ones."""
     curve: tuple[Covered, ...]
-    """Coverage and agreement for every threshold that changes them, the highest threshold first (risk-coverage curve: El-Yaniv and Wiener, 2010)."""
+    """Coverage and agreement for every threshold that changes them, the highest threshold first (risk-coverage curve: El-Yaniv and Wiener, 2010);
+    what the judge leaves to the experts at any confidence is never covered."""
     mae: float | None = None
     """Scores: mean absolute error of the values."""
     mae_expected: float | None = None
@@ -100,10 +101,12 @@ class Reliability:
         return ", ".join(parts) + f"; n = {self.n}"
 
 
-def reliability(scale: Scale, labels: Sequence[Any], values: Sequence[Any], probabilities: Sequence[Sequence[float]]) -> Reliability:
+def reliability(
+    scale: Scale, labels: Sequence[Any], values: Sequence[Any], probabilities: Sequence[Sequence[float]], *, undecided: Sequence[bool] = ()
+) -> Reliability:
     """Of the experts' values, the judge's values, and the probabilities of each label (in the scale's order) behind them; at least one item.
 
-    The confidence of a verdict is the probability of its value.
+    The confidence of a verdict is the probability of its value. ``undecided``: where the value is a best guess, and the judge abstains anyway.
     """
     if not labels or not len(labels) == len(values) == len(probabilities):
         raise ConfigurationError("reliability needs at least one item, and as many values and probabilities as labels")
@@ -114,6 +117,7 @@ def reliability(scale: Scale, labels: Sequence[Any], values: Sequence[Any], prob
     brier = [0.5 * sum((share - (place == truth)) ** 2 for place, share in enumerate(row)) for row, truth in zip(probabilities, wanted, strict=True)]
     loss = [-math.log(max(row[truth], 1e-6)) for row, truth in zip(probabilities, wanted, strict=True)]
     bins = binned(confidences, right)
+    sure = [place for place in range(len(labels)) if not (undecided and undecided[place])]
     return Reliability(
         n=len(labels),
         accuracy=_mean(right),
@@ -122,7 +126,7 @@ def reliability(scale: Scale, labels: Sequence[Any], values: Sequence[Any], prob
         log_loss=_mean(loss),
         ece=sum(part.n * abs(part.confidence - part.right.value) for part in bins) / len(labels),
         bins=bins,
-        curve=coverage_curve(confidences, right),
+        curve=coverage_curve([confidences[place] for place in sure], [right[place] for place in sure], of=len(labels)),
         **_errors(scale, wanted, given, probabilities),
     )
 
@@ -144,15 +148,18 @@ def binned(confidences: Sequence[float], right: Sequence[bool], *, bins: int = B
     )
 
 
-def coverage_curve(confidences: Sequence[float], right: Sequence[bool]) -> tuple[Covered, ...]:
-    """Coverage and agreement when only verdicts of at least a confidence are kept, for each confidence that occurs, the highest first."""
+def coverage_curve(confidences: Sequence[float], right: Sequence[bool], *, of: int | None = None) -> tuple[Covered, ...]:
+    """Coverage and agreement when only verdicts of at least a confidence are kept, for each confidence that occurs, the highest first.
+
+    ``of``: how many items there are, those without a verdict included.
+    """
     ranked = sorted(zip(confidences, right, strict=True), reverse=True)
     points = []
     hits = 0
     for kept, (confidence, hit) in enumerate(ranked, start=1):
         hits += hit
         if kept == len(ranked) or ranked[kept][0] < confidence:
-            points.append(Covered(confidence, kept / len(ranked), kept, wilson(hits, kept)))
+            points.append(Covered(confidence, kept / (of or len(ranked)), kept, wilson(hits, kept)))
     return tuple(points)
 
 

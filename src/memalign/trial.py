@@ -13,7 +13,7 @@ from memalign.fitting import Case, Floats, Parts, fitted, weights
 from memalign.memory.revisions import Decision
 from memalign.reliability import Reliability, reliability
 from memalign.scale import Scale
-from memalign.verdicts import log_shares, stacked
+from memalign.verdicts import log_shares, nearest_score, stacked
 
 _PARTS: tuple[Parts, ...] = ("whole", "model", "trust")
 
@@ -32,6 +32,8 @@ class Judged:
     """Probability of each label by the model's replies."""
     bare: bool
     """Whether they are those of one reply without token probabilities, which claims certainty."""
+    disputed: bool = False
+    """Whether the two orders of a pair disagree, so that the judge abstains unless what was fitted decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,8 @@ def case_of(scale: Scale, said: Mapping[Any, float], shares: Mapping[str, float]
     return Case(label=label, model=None if shares is None else tuple(log_shares(scale, shares)), vote=vote)
 
 
-def tried(scale: Scale, cases: Sequence[Case], judged: Sequence[Judged], *, mirrored: bool) -> Trial | None:
-    """The decision that the records bear out; None when all labels are equal.
+def tried(scale: Scale, cases: Sequence[Case], judged: Sequence[Judged], *, mirrored: bool, expected_score: bool = False) -> Trial | None:
+    """The decision that the records bear out; None when all labels are equal. ``expected_score``: the judge gives the score nearest to the mean.
 
     Of three (model, vote and offsets; without the vote; confidences only, so that no verdict changes) the richest is taken, unless a simpler one
     has a log loss on left-out records that is lower by more than one standard error of the difference.
@@ -72,10 +74,16 @@ def tried(scale: Scale, cases: Sequence[Case], judged: Sequence[Judged], *, mirr
     truth = [record.truth for record in judged]
     said = [record.said for record in judged]
     claimed = [[float(label == scale.label_of(r.said)) if r.bare else r.shares[label] for label in scale.labels] for r in judged]
-    decided = said if best == "trust" else [scale.values[int(row.argmax())] for row in rows[best]]
-    before = reliability(scale, truth, said, claimed)
-    after = reliability(scale, truth, decided, rows[best].tolist())
-    return Trial(decision, before, after, _remarks(scale, best, "whole" in rows, before, after), tuple(map(float, losses[best])))
+    disputed = [record.disputed for record in judged]
+    decided = said
+    if expected_score and scale.kind == "score":
+        decided = [nearest_score(scale, mean) for mean in rows[best] @ np.array(scale.values, dtype=float)]
+    elif decision.changes_values:
+        decided = [scale.values[int(row.argmax())] for row in rows[best]]
+    before = reliability(scale, truth, said, claimed, undecided=disputed)
+    after = reliability(scale, truth, decided, rows[best].tolist(), undecided=[] if decision.changes_values else disputed)
+    note = _remarks(scale, best, "whole" in rows, before, after, moved=decided != said)
+    return Trial(decision, before, after, note, tuple(map(float, losses[best])))
 
 
 def better(losses: Sequence[float] | Floats, others: Sequence[float] | Floats, *, errors: float = 1.0) -> bool:
@@ -120,12 +128,13 @@ def _best_founded(losses: Mapping[Parts, Floats]) -> Parts:
     return best
 
 
-def _remarks(scale: Scale, best: Parts, votes: bool, before: Reliability, after: Reliability) -> str:
+def _remarks(scale: Scale, best: Parts, votes: bool, before: Reliability, after: Reliability, *, moved: bool) -> str:
     remarks = []
     if best == "model" and votes:
         remarks.append("the vote of similar cases did not help on these records and takes no part")
     if best == "trust":
-        remarks.append("no way of deciding otherwise than the model did better on these records: only confidences were fitted, no verdict changes")
+        what = "the mean score moves with them" if moved else "no verdict changes"
+        remarks.append(f"no way of deciding otherwise than the model did better on these records: only confidences were fitted, {what}")
     worse = _worse(scale, before, after)
     if worse:
         remarks.append(f"on these records it does worse than the model alone ({worse}); measure it on others with evaluate before relying on it")
