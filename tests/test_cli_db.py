@@ -8,11 +8,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 from typer.testing import CliRunner, Result
 
 from conftest import MakeJudge, record
+from memalign import Failure, Item
 from memalign.cli import app
+from memalign.errors import StoreError
 from memalign.stores import open_store, schema
 from memalign.stores.migrations import HEAD
 
@@ -69,6 +71,9 @@ def test_a_sound_memory_is_found_sound(run: Run, taught: str) -> None:
         ("UPDATE feedback SET distilled = 2", "judge 'polite': 12 feedback version(s) belong to a revision that is not in the log"),
         ("UPDATE revision SET number = 3", "judge 'polite': 2 revision(s) missing in the log"),
         ("UPDATE judge SET settings = '{'", "judge 'polite': its settings cannot be read"),
+        ("UPDATE feedback SET inputs = '{nonsense' WHERE version = 1", "judge 'polite': 12 text(s) in feedback.inputs are no JSON"),
+        ("UPDATE feedback SET judged = 'no' WHERE row = 1", "judge 'polite': 1 text(s) in feedback.judged are no JSON"),
+        ("UPDATE revision SET counts = '' WHERE number = 1", "judge 'polite': 1 text(s) in revision.counts are no JSON"),
         ("UPDATE embedding SET dimension = 7", "24 vector(s) are not what their dimension says, or not finite"),
         (
             "INSERT INTO feedback SELECT 1000 + row, judge_id, id, 2, item_id, inputs, outputs, expectations, value, rationale, annotator, source,"
@@ -101,6 +106,39 @@ def test_references_that_lead_nowhere_are_found(run: Run, taught: str, backend: 
         driver.execute(checked)
     output = run("db", "check", code=1).output
     assert "1 row(s) of evidence refer to a row of feedback that is not there" in output
+
+
+VERBS = (["memory", "list"], ["judge", "--outputs", "a reply"], ["align"])
+
+
+@pytest.mark.parametrize("settings", ["{nonsense", "[]", "{}"])
+def test_damaged_settings_are_told_with_what_to_do(run: Run, taught: str, settings: str) -> None:
+    change(taught, f"UPDATE judge SET settings = '{settings}'")
+    for output in (*(run(*verb, code=2).output for verb in VERBS), run("doctor", "--no-models", "--db", taught, code=1).output):
+        assert "damaged" in output
+        assert "memalign db check, and restore the memory from a copy or an export" in output
+
+
+def test_a_damaged_record_is_told_by_whatever_reads_it(make_judge: MakeJudge, taught: str) -> None:
+    change(taught, "UPDATE feedback SET expectations = '{nonsense'")
+    judge, given = make_judge(memory=taught), {"inputs": "x" * 2000 + "1", "outputs": "reply 1"}
+    for verb in (lambda: judge.align([record(1, "another reason", **given)]), judge.memory.episodes, lambda: judge(**given)):
+        with pytest.raises(StoreError, match=r"damaged .*memalign db check, and restore the memory"):
+            verb()
+    failed = judge.batch([Item(**given)])[0]
+    assert isinstance(failed, Failure)
+    assert "damaged" in failed.error
+
+
+@pytest.mark.parametrize(("change", "reason"), [({"future": 1}, "unexpected keyword argument 'future'"), ({"model": None}, "'model'")])
+def test_settings_that_this_release_cannot_use_are_told(run: Run, taught: str, change: dict[str, object], reason: str) -> None:
+    with closing(open_store(taught)) as store, store.writing() as connection:
+        settings = json.loads(connection.execute(select(schema.judge.c.settings)).scalar_one()) | change
+        kept = {name: value for name, value in settings.items() if name != "model" or value is not None}
+        connection.execute(schema.judge.update().values(settings=json.dumps(kept)))
+    for output in (*(run(*verb, code=2).output for verb in VERBS), run("doctor", "--no-models", "--db", taught, code=1).output):
+        assert reason in output
+        assert "upgrade memalign" in output
 
 
 def test_a_vacuum_gives_back_what_was_deleted(run: Run, taught: str) -> None:

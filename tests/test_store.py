@@ -329,6 +329,21 @@ def test_a_truncated_database_is_an_error_with_advice(db: str, kept: float) -> N
     assert "restore it from a copy" in str(error)
 
 
+def test_a_text_that_is_not_utf8_is_found_and_told_without_it(db: str) -> None:
+    store = open_store(db)
+    put(store, "polite")
+    with store.writing() as connection:
+        connection.execute(text("UPDATE judge SET name = CAST(x'7365637265FF' AS TEXT)"))
+    assert store.faults() == ["1 text(s) in judge.name are not valid UTF-8"]
+    with (
+        pytest.raises(StoreError, match=r"judge\.db holds a damaged text; .*memalign db check") as caught,
+        store.reading() as connection,
+    ):
+        connection.execute(select(schema.judge.c.name)).all()
+    assert "secre" not in str(caught.value)
+    store.close()
+
+
 def test_a_foreign_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "shop.db"
     connection = sqlite3.connect(path)

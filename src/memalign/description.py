@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Self
 
 from memalign import edge
-from memalign.errors import ConfigurationError
+from memalign.errors import ConfigurationError, StoreError
 from memalign.retrieval import Retrieval
 from memalign.scale import Scale
 
@@ -99,8 +100,12 @@ class Description:
         finally:
             store.close()
         scale = Scale.from_dict(settings.pop("scale"))
-        if settings.get("retention") is not None:
-            settings["retention"] = Retention(**settings["retention"])
+        try:
+            if settings.get("retention") is not None:
+                settings["retention"] = Retention(**settings["retention"])
+            signature(cls).bind(name=name, scale=scale, **settings)
+        except TypeError as error:
+            raise StoreError(f"the settings of judge {name!r} in {store.location} are not of this release ({error}); upgrade memalign") from None
         return cls(name=name, scale=scale, memory=memory, **(settings | changes))
 
     @property

@@ -19,6 +19,7 @@ from sqlalchemy import Boolean, Column, Float, Integer, LargeBinary, String, Tab
 from memalign.errors import BadRecord, ConfigurationError, StoreError
 from memalign.records import canonical, content_hash
 from memalign.stores import schema
+from memalign.stores.types import parsed
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -71,7 +72,7 @@ def fields_of(kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
     for field in _shape(kind):
         value = row[field.name]
         if value is not None and field.is_json:
-            value = json.loads(value)
+            value = parsed(value)
         elif value is not None and field.is_binary:
             value = base64.b64encode(value).decode()
         fields[field.name] = value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from sqlalchemy import Connection, Row, select
 
 from memalign.records import canonical
 from memalign.stores import schema
+from memalign.stores.types import parsed
 
 _TABLE = schema.revision
 
@@ -107,7 +107,7 @@ def read(connection: Connection, judge_id: int) -> Audit:
         if broken is None and (row.number != place or (sealed and row.hash != expected)):
             broken = place
         last = row.hash or expected
-        entries.append(Entry(number=row.number, at=row.at, actor=row.actor, verb=row.verb, counts=json.loads(row.counts), ids=row.ids, hash=row.hash))
+        entries.append(Entry(number=row.number, at=row.at, actor=row.actor, verb=row.verb, counts=parsed(row.counts), ids=row.ids, hash=row.hash))
     return Audit(entries=tuple(entries), broken_at=broken)
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, delete, insert, select
 
 from memalign.memory import revisions
 from memalign.stores import schema
+from memalign.stores.types import parsed
 
 _TABLE, _LINK = schema.draft, schema.draft_record
 _CHUNK = 500
@@ -51,7 +52,7 @@ def waiting(connection: Connection, judge_id: int, key: str, rows: set[int]) -> 
     contents = {link.row: link.content for link in found}
     taken, usable = set[int](), list[Draft]()
     for row, held in records.items():
-        content = json.loads(contents[row])
+        content = parsed(contents[row])
         if set(content["rows"]) == held and held <= rows and not held & taken:
             taken |= held
             usable.append(Draft(frozenset(held), content["content"]))

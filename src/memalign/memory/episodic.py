@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +15,7 @@ from memalign.records import Episode, Feedback, Item, canonical, content_hash
 from memalign.rendering import search_text
 from memalign.scale import Scale
 from memalign.stores import Store, schema
+from memalign.stores.types import parsed
 
 _TABLE = schema.feedback
 _CHUNK = 500
@@ -244,7 +244,7 @@ def contested(connection: Connection, judge_id: int, revision: int, scale: Scale
     grouped = select(_TABLE.c.item_id).where(condition).group_by(_TABLE.c.item_id).having(func.count(_TABLE.c.value.distinct()) > 1)
     given: dict[str, list[Any]] = {}
     for row in connection.execute(select(_TABLE.c.item_id, _TABLE.c.value).where(condition, _TABLE.c.item_id.in_(grouped)).distinct()):
-        given.setdefault(row.item_id, []).append(json.loads(row.value))
+        given.setdefault(row.item_id, []).append(parsed(row.value))
     return sorted(item_id for item_id, values in given.items() if not scale.near(values))
 
 
@@ -287,10 +287,10 @@ def said(row: Row[Any]) -> Feedback:
     """The record that a row holds."""
     return Feedback(
         id=row.id,
-        inputs=json.loads(row.inputs),
-        outputs=json.loads(row.outputs),
-        expectations=json.loads(row.expectations),
-        value=json.loads(row.value),
+        inputs=parsed(row.inputs),
+        outputs=parsed(row.outputs),
+        expectations=parsed(row.expectations),
+        value=parsed(row.value),
         rationale=row.rationale,
         annotator=row.annotator,
         source=row.source,
@@ -304,7 +304,7 @@ def _stored(row: Row[Any]) -> Stored:
         version=row.version,
         item_id=row.item_id,
         feedback=said(row),
-        judged=None if row.judged is None else json.loads(row.judged),
+        judged=None if row.judged is None else parsed(row.judged),
         stored_at=row.stored_at,
         since=row.since,
         distilled=row.distilled,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from memalign.memory.revisions import Revision
 from memalign.records import Episode, Guideline
 from memalign.rendering import item_text, one_line
 from memalign.stores import schema
+from memalign.stores.types import parsed
 
 _SHORT = 160
 
@@ -76,7 +76,7 @@ def of(connection: Connection, judge_id: int, verdict_id: str) -> Explanation | 
 
 
 def _explained(connection: Connection, judge_id: int, row: Row[Any]) -> Explanation:
-    given, shown, voted = (tuple[str, ...](json.loads(ids)) for ids in (row.guideline_ids, row.episode_ids, row.voter_ids))
+    given, shown, voted = (tuple[str, ...](parsed(ids)) for ids in (row.guideline_ids, row.episode_ids, row.voter_ids))
     newest = revisions.current(connection, judge_id)
     guidelines = _guidelines(connection, judge_id, row.revision, given)
     records = _records(connection, judge_id, row.revision, [*shown, *voted])
@@ -89,7 +89,7 @@ def _explained(connection: Connection, judge_id: int, row: Row[Any]) -> Explanat
         verdict_id=row.id,
         at=row.at,
         item_id=row.item_id,
-        value=json.loads(row.value),
+        value=parsed(row.value),
         rationale=row.rationale,
         confidence=row.confidence,
         revision=row.revision,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Table, func, select
 from memalign import __version__
 from memalign.memory import archive, revisions
 from memalign.stores import schema
+from memalign.stores.types import parsed
 
 _PAGE = 500
 _LOG = ("verdict", "call")
@@ -58,7 +58,7 @@ def export(
         "format": archive.FORMAT,
         "version": archive.VERSION,
         "memalign": __version__,
-        "judge": {**{name: value for name, value in judge._mapping.items() if name != "id"}, "settings": json.loads(judge.settings)},
+        "judge": {**{name: value for name, value in judge._mapping.items() if name != "id"}, "settings": parsed(judge.settings)},
         "revision": revision,
         "counts": counts,
     }

@@ -9,9 +9,10 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from memalign.errors import ConfigurationError, NotFound
+from memalign.errors import ConfigurationError, NotFound, StoreError
 from memalign.memory.revisions import now
 from memalign.stores import Store, schema
+from memalign.stores.types import REPAIR, parsed
 
 _TABLE = schema.judge
 
@@ -23,7 +24,7 @@ def of(store: Store, name: str, settings: Mapping[str, Any]) -> tuple[int, str]:
     """
     with store.reading() as connection:
         row = connection.execute(select(_TABLE).where(_TABLE.c.name == name)).first()
-    if row is not None and json.loads(row.settings) == settings:
+    if row is not None and _read(name, row.settings) == settings:
         return row.id, row.secret
     return _registered(store, name, settings)
 
@@ -37,7 +38,7 @@ def _registered(store: Store, name: str, settings: Mapping[str, Any]) -> tuple[i
             values = {"name": name, "settings": text, "secret": secrets.token_hex(8), "created_at": now()}
             created = connection.execute(insert(_TABLE).values(values).returning(_TABLE.c.id, _TABLE.c.secret)).one()
             return created.id, created.secret
-        before = json.loads(row.settings)
+        before = _read(name, row.settings)
         if before["scale"] != settings["scale"]:
             raise ConfigurationError(
                 f"judge {name!r} in {store.location} has the scale {before['scale']}, not {settings['scale']}: "
@@ -72,5 +73,11 @@ def judge_settings(store: Store, name: str) -> dict[str, Any]:
     if stored is None:
         known = ", ".join(map(repr, judge_names(store))) or "none"
         raise NotFound(f"no judge {name!r} in {store.location}; it holds: {known}")
-    settings: dict[str, Any] = json.loads(stored)
+    return _read(name, stored)
+
+
+def _read(name: str, stored: str) -> dict[str, Any]:
+    settings = parsed(stored)
+    if not isinstance(settings, dict) or "scale" not in settings:
+        raise StoreError(f"the settings of judge {name!r} are damaged; {REPAIR}")
     return settings

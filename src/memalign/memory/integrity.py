@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,26 @@ from sqlalchemy import Connection, Select, Table, func, or_, select
 from memalign.stores import schema
 
 _AT_ONCE = 1000
-"""Vectors that are read together."""
+"""Rows that are read together."""
 
 _NEWEST = select(schema.revision.c.judge_id, func.max(schema.revision.c.number).label("number")).group_by(schema.revision.c.judge_id).subquery()
 
 
+_JSON = {
+    schema.revision: ("counts", "decision"),
+    schema.feedback: ("inputs", "outputs", "expectations", "value", "judged"),
+    schema.draft: ("content",),
+    schema.verdict: ("value", "guideline_ids", "episode_ids", "voter_ids"),
+    schema.replay: ("value", "probabilities"),
+}
+"""Where JSON texts lie, besides a judge's settings."""
+
+
 def faults(connection: Connection) -> list[str]:
-    """What does not hold, a line each; empty when all is well. Reads all of the database's vectors."""
+    """What does not hold, a line each; empty when all is well. Reads all of the database's texts and vectors."""
     names = {row.id: row.name for row in connection.execute(select(schema.judge.c.id, schema.judge.c.name))}
     found = [f"judge {names.get(judge, judge)!r}: {count} {what}" for what, query in _rules() for judge, count in connection.execute(query)]
-    return [*found, *_settings(connection), *_vectors(connection)]
+    return [*found, *_settings(connection), *_texts(connection, names), *_vectors(connection)]
 
 
 def _rules() -> Iterator[tuple[str, Select[Any]]]:
@@ -60,6 +71,26 @@ def _settings(connection: Connection) -> Iterator[str]:
             readable = False
         if not readable:
             yield f"judge {row.name!r}: its settings cannot be read"
+
+
+def _texts(connection: Connection, names: Mapping[int, str]) -> Iterator[str]:
+    for table, columns in _JSON.items():
+        for column in (table.c[name] for name in columns):
+            wrong = Counter[int]()
+            query = select(table.c.judge_id, column).where(column.is_not(None)).execution_options(yield_per=_AT_ONCE)
+            for judge_id, text in connection.execute(query):
+                wrong[judge_id] += not _is_json(text)
+            yield from (
+                f"judge {names.get(judge, judge)!r}: {count} text(s) in {table.name}.{column.name} are no JSON" for judge, count in (+wrong).items()
+            )
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _vectors(connection: Connection) -> Iterator[str]:

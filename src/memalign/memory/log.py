@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Table, exists, func, insert, select
 from memalign.memory.revisions import holds_at, now
 from memalign.records import Usage, Verdict, canonical
 from memalign.stores import schema
+from memalign.stores.types import parsed
 
 _CHUNK = 500
 """Ids in one query: below every database's limit of parameters."""
@@ -91,7 +92,7 @@ def last_verdicts(connection: Connection, judge_id: int, item_ids: Sequence[str]
     for start in range(0, len(item_ids), _CHUNK):
         condition = (table.c.judge_id == judge_id) & table.c.item_id.in_(item_ids[start : start + _CHUNK]) & ~own
         found |= {row.item_id: row.value for row in connection.execute(select(table.c.item_id, table.c.value).where(condition).order_by(table.c.row))}
-    return {item_id: json.loads(value) for item_id, value in found.items()}
+    return {item_id: parsed(value) for item_id, value in found.items()}
 
 
 def confidences(connection: Connection, judge_id: int, item_ids: Sequence[str], revision: int) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +18,7 @@ from memalign.memory.traces import carries, distinctive
 from memalign.records import GuidelineState
 from memalign.rendering import value_text
 from memalign.stores import schema
+from memalign.stores.types import parsed
 
 _TABLE = schema.feedback
 _PAGE = 500
@@ -258,7 +258,7 @@ class Merge:
         """Ids of the guidelines that were made with a purged record in sight, or carry words that only purged records of the file brought."""
         settings = self._connection.execute(select(schema.judge.c.settings).where(schema.judge.c.id == self._judge_id)).scalar_one()
         told = {held["id"]: f"{held['text']}\n{held['scope']}" for held in guidelines}
-        kept = chain((json.loads(settings)["instructions"],), purging.texts_kept(self._connection, self._judge_id, set()))
+        kept = chain((parsed(settings)["instructions"],), purging.texts_kept(self._connection, self._judge_id, set()))
         grams = distinctive(self._unsaid, kept, within=told.values())
         return {
             held["id"]

@@ -20,6 +20,7 @@ from memalign.memory.selection import Selection, select_records
 from memalign.scale import Scale
 from memalign.stores import Store, schema
 from memalign.stores.database import insert_new
+from memalign.stores.types import parsed
 
 Progress = Callable[[str, int, int], None]
 
@@ -156,7 +157,7 @@ def _judge(connection: Connection, name: str, exported: dict[str, Any]) -> int:
         values = {"name": name, "settings": settings, "secret": exported["secret"], "created_at": exported["created_at"]}
         key: int = connection.execute(insert(table).values(values).returning(table.c.id)).scalar_one()
         return key
-    mine, theirs = json.loads(row.settings)["scale"], exported["settings"].get("scale")
+    mine, theirs = parsed(row.settings)["scale"], exported["settings"].get("scale")
     if mine != theirs:
         raise ConfigurationError(
             f"judge {name!r} has the scale {mine}, the file {theirs}: verdicts of two scales cannot be mixed; nothing was changed"
@@ -268,7 +269,7 @@ def _replayed(connection: Connection, judge_id: int, stones: list[dict[str, Any]
     gone = tombstones.buried(connection, judge_id, ids)
     if not gone:
         return 0
-    settings = json.loads(connection.execute(select(schema.judge.c.settings).where(schema.judge.c.id == judge_id)).scalar_one())
+    settings = parsed(connection.execute(select(schema.judge.c.settings).where(schema.judge.c.id == judge_id)).scalar_one())
     records = select_records(connection, judge_id, Selection.of(sorted(gone)), versions="every")
     found = purging.closure(connection, judge_id, records, instructions=settings["instructions"])
     purging.purge(connection, judge_id, newest + 1, found, actor=actor)

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, 
 from memalign.memory import episodic
 from memalign.records import Feedback, GuidelineState
 from memalign.stores import schema
+from memalign.stores.types import parsed
 
 _CHUNK = 500
 _GUIDELINE, _FEEDBACK, _VERDICT = schema.guideline, schema.feedback, schema.verdict
@@ -178,14 +179,12 @@ def _touched(connection: Connection, judge_id: int, touching: ColumnElement[bool
 
 
 def _verdict(row: Row[Any], key: str, guidelines: Iterable[Row[Any]]) -> Touched:
-    given = set(json.loads(row.guideline_ids))
-    through = [role for role, ids in (("shown", row.episode_ids), ("voted", row.voter_ids)) if key in json.loads(ids)]
+    given = set(parsed(row.guideline_ids))
+    through = [role for role, ids in (("shown", row.episode_ids), ("voted", row.voter_ids)) if key in parsed(ids)]
     through += [
         held.id for held in guidelines if held.id in given and held.since <= row.revision and (held.until is None or row.revision < held.until)
     ]
-    return Touched(
-        id=row.id, at=row.at, item_id=row.item_id, value=json.loads(row.value), revision=row.revision, through=tuple(dict.fromkeys(through))
-    )
+    return Touched(id=row.id, at=row.at, item_id=row.item_id, value=parsed(row.value), revision=row.revision, through=tuple(dict.fromkeys(through)))
 
 
 def _link(row: Row[Any]) -> Link:

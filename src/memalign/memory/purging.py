@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from memalign.memory.selection import texts_of
 from memalign.memory.traces import carries, distinctive, passages
 from memalign.records import Guideline, content_hash
 from memalign.stores import schema
+from memalign.stores.types import parsed
 
 _CHUNK = 500
 _STREAMED = {"stream_results": True, "yield_per": 1000}
@@ -155,9 +155,9 @@ def _verdicts(connection: Connection, judge_id: int, records: Sequence[Stored], 
     for row in connection.execute(select(*columns).where(table.c.judge_id == judge_id).order_by(table.c.row)):
         if (
             row.item_id in items
-            or not ids.isdisjoint(json.loads(row.episode_ids))
-            or not ids.isdisjoint(json.loads(row.voter_ids))
-            or not guideline_ids.isdisjoint(json.loads(row.guideline_ids))
+            or not ids.isdisjoint(parsed(row.episode_ids))
+            or not ids.isdisjoint(parsed(row.voter_ids))
+            or not guideline_ids.isdisjoint(parsed(row.guideline_ids))
         ):
             yield row.row
 

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, func, select
 
 from memalign.records import canonical
 from memalign.stores import schema
+from memalign.stores.types import parsed
 
 _TABLE = schema.replay
 
@@ -25,7 +26,7 @@ def find(connection: Connection, judge_id: int, key: str, draw: int) -> tuple[An
     """Value and label probabilities that the model gave in its ``draw``-th answer (from 0) to what ``key`` stands for, if it is known."""
     condition = (_TABLE.c.judge_id == judge_id) & (_TABLE.c.key == key) & (_TABLE.c.draw == draw)
     row = connection.execute(select(_TABLE.c.value, _TABLE.c.probabilities).where(condition).order_by(_TABLE.c.row).limit(1)).first()
-    return None if row is None else (json.loads(row.value), None if row.probabilities is None else json.loads(row.probabilities))
+    return None if row is None else (parsed(row.value), None if row.probabilities is None else parsed(row.probabilities))
 
 
 def row(judge_id: int, key: str, draw: int, value: Any, probabilities: Mapping[str, float] | None) -> dict[str, Any]:

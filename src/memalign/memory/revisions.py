@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Table, bindparam, func, insert
 
 from memalign.memory import audit
 from memalign.stores import schema
+from memalign.stores.types import parsed
 
 NEWEST = select(func.max(schema.revision.c.number)).where(schema.revision.c.judge_id == bindparam("judge"))
 """The newest revision of the judge that is bound; null when nothing was ever stored."""
@@ -103,7 +104,7 @@ def decision_at(connection: Connection, judge_id: int, revision: int) -> Decisio
     ).scalar()
     if not stored:
         return Decision()
-    found = json.loads(stored)
+    found = parsed(stored)
     bias = found.pop("bias", 0.0)  # of a boolean scale, as it was once stored: in favour of yes
     return Decision(**found | {"offsets": tuple(found.get("offsets", (bias, 0.0)))})
 
@@ -139,7 +140,7 @@ def history(connection: Connection, judge_id: int) -> list[Revision]:
     """All revisions, oldest first."""
     table = schema.revision
     found = connection.execute(select(table).where(table.c.judge_id == judge_id).order_by(table.c.number))
-    return [Revision(number=row.number, at=row.at, actor=row.actor, verb=row.verb, counts=json.loads(row.counts)) for row in found]
+    return [Revision(number=row.number, at=row.at, actor=row.actor, verb=row.verb, counts=parsed(row.counts)) for row in found]
 
 
 def mark(connection: Connection, judge_id: int, number: int) -> str:

@@ -23,6 +23,7 @@ from memalign.records import Item
 from memalign.rendering import item_text
 from memalign.retrieval import Retrieval
 from memalign.stores import Store, schema
+from memalign.stores.types import parsed
 
 if TYPE_CHECKING:
     from memalign.embedders import Vectors
@@ -265,7 +266,7 @@ class Search:
             hashes += [rows[place].content_hash for place in places.tolist()]
             if index.lexical is not None and len(fresh):
                 first_ones = [rows[place] for place in places.tolist()]
-                index.lexical.add(int(fresh[0]), [_words(json.loads(row.inputs), json.loads(row.outputs)) for row in first_ones])
+                index.lexical.add(int(fresh[0]), [_words(parsed(row.inputs), parsed(row.outputs)) for row in first_ones])
         every = np.concatenate(slots)
         if not len(every):
             return

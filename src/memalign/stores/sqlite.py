@@ -13,12 +13,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, create_engine, event
+from sqlalchemy import Connection, Engine, LargeBinary, Select, cast, create_engine, event, func, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from memalign.errors import ConfigurationError, MemalignError, StoreBusy, StoreError
 from memalign.stores.database import WAIT_SECONDS, Database, found_in
+from memalign.stores.schema import metadata
+from memalign.stores.types import REPAIR
 
 _MOST_FAULTS = 100
 """Lines of damage that are listed."""
@@ -150,7 +152,7 @@ class SqliteStore(Database):
 
     def _damage(self, connection: Connection) -> list[str]:
         found = list(connection.exec_driver_sql(f"PRAGMA integrity_check({_MOST_FAULTS})").scalars())
-        return [] if found == ["ok"] else found
+        return list(_undecodable(connection)) if found == ["ok"] else found
 
     def _on_connect(self, connection: sqlite3.Connection, _record: Any) -> None:
         connection.isolation_level = None  # the begin event says what kind of transaction it is
@@ -164,6 +166,8 @@ class SqliteStore(Database):
         message, where = str(error), self._location or "in RAM"
         if "locked" in message or "busy" in message:
             return StoreBusy(f"memory {where} is locked by another process for more than {self._wait_seconds:g} s; try again when it has finished")
+        if "Could not decode" in message:
+            return StoreError(f"memory {where} holds a damaged text; {REPAIR}")
         if "malformed" in message or "not a database" in message or "encrypted" in message:
             return StoreError(f"memory {where} is not a usable SQLite database ({message}); restore it from a copy, or name another file")
         if "readonly" in message or "unable to open" in message:
@@ -200,6 +204,24 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield block
     if copying.returncode:
         raise StoreError(f"{path.name} could not be read through; look at the message above, and purge again")
+
+
+def _undecodable(connection: Connection) -> Iterator[str]:
+    """Texts that are not valid UTF-8, which SQLite itself does not look at."""
+    connection.connection.dbapi_connection.create_function("decodes", 1, _decodes)  # type: ignore[union-attr]
+    for table in metadata.sorted_tables:
+        for column in table.columns:
+            query = select(func.count()).select_from(table).where(func.typeof(column) == "text", func.decodes(cast(column, LargeBinary)) == 0)
+            if count := connection.execute(query).scalar_one():
+                yield f"{count} text(s) in {table.name}.{column.name} are not valid UTF-8"
+
+
+def _decodes(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _on_begin(connection: Connection) -> None:

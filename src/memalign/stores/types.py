@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 from sqlalchemy import ColumnElement, Dialect, LargeBinary, String, Text, TypeDecorator, func
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
+from memalign.errors import StoreError
+
+REPAIR = "see what else is with: memalign db check, and restore the memory from a copy or an export"
+"""What to do about damage."""
+
 _POSTGRES = "postgresql"
+
+
+def parsed(text: str) -> Any:
+    """The value of a stored JSON text. Raises StoreError, which does not show it, when it is damaged."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise StoreError(f"a text in this memory is damaged ({error}); {REPAIR}") from None
 
 
 class Words(TypeDecorator[str]):
