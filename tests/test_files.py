@@ -333,6 +333,7 @@ def test_parquet_that_is_none(save: Callable[..., Path], content: bytes) -> None
     result = read_feedback(save(content, "a.parquet"), BOOLEAN)
     assert told(result) == [(0, "")]
     assert "is not a readable Parquet file" in result.problems[0].reason
+    assert result.problems[0].reason.endswith("; write it anew, or as .jsonl or .csv")
 
 
 def test_parquet_without_rows(tmp_path: Path) -> None:

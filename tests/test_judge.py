@@ -315,6 +315,7 @@ def test_nonsense_is_asked_again_three_times_and_then_an_error(make_judge: MakeJ
     model = ScriptedChatModel(["nonsense", says("maybe"), '{"verdict": "yes"}'])
     with pytest.raises(UnreadableReply, match="scripted/model gave no readable verdict in 3 attempts; the last time: the reply must have") as caught:
         make_judge(model)(outputs="x")
+    assert str(caught.value).endswith("; try again, or choose a model that can follow the form")
     assert caught.value.retryable
     assert [request.temperature for request in model.requests] == [0.0, 0.6, pytest.approx(0.9)]
     assert [request.max_tokens for request in model.requests] == [400, 800, 1600], "the reply may have been cut"

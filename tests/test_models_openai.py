@@ -229,7 +229,7 @@ def test_the_key_is_never_in_messages_of_retried_failures(endpoint: ScriptedEndp
 
 def test_a_web_page_is_not_an_endpoint(endpoint: ScriptedEndpoint) -> None:
     endpoint.then(200, b"<html>hello</html>", headers={"Content-Type": "text/html"})
-    with pytest.raises(ModelRefused, match="web page"):
+    with pytest.raises(ModelRefused, match="answered 200: a web page, not an API; check the model's name and OPENAI_BASE_URL"):
         ask(endpoint)
 
 

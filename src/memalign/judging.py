@@ -219,7 +219,8 @@ async def asked(
                 return read(task.scale, reply, explain=task.explain)
         except UnreadableReply as error:
             if number == _ATTEMPTS:
-                raise UnreadableReply(f"{session.model.name} gave no readable verdict in {_ATTEMPTS} attempts; the last time: {error}") from error
+                told = f"{session.model.name} gave no readable verdict in {_ATTEMPTS} attempts; the last time: {error}"
+                raise UnreadableReply(f"{told}; try again, or choose a model that can follow the form") from error
     raise AssertionError
 
 

@@ -224,7 +224,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Row] | RowProblem]:
                     else:
                         yield number, row | {name: json.loads(row[name]) for name in encoded if row[name] is not None}
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            yield RowProblem(0, "", f"is not a readable Parquet file ({error!s:.120})")
+            yield RowProblem(0, "", f"is not a readable Parquet file ({error!s:.120}); write it anew, or as .jsonl or .csv")
 
 
 def _unpacked(batch: Any, pyarrow: Any) -> Iterator[Row | RowProblem]:

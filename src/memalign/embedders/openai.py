@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from memalign.embedders import Vectors
 
 BATCH_TEXTS = 128
+_ADVICE = "check that this is an embedding model, and OPENAI_BASE_URL"
 
 
 class OpenAIEmbedder:
@@ -63,7 +64,7 @@ class OpenAIEmbedder:
             raise failures.exceptions[0] from None
         parts = [task.result() for task in tasks]
         if len({part.shape[1] for part in parts}) > 1:
-            raise EmbeddingError(f"{self.id} returned vectors of different dimensions")
+            raise EmbeddingError(f"{self.id} returned vectors of different dimensions; {_ADVICE}")
         return np.concatenate(parts)
 
     async def aclose(self) -> None:
@@ -91,13 +92,13 @@ class OpenAIEmbedder:
             rows = {int(row.get("index", place)): row["embedding"] for place, row in enumerate(answer["data"])}
             vectors: Vectors = np.array([rows[place] for place in sorted(rows)], dtype=np.float32)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise EmbeddingError(f"{self.id} returned no readable vectors ({type(error).__name__}: {error})") from error
+            raise EmbeddingError(f"{self.id} returned no readable vectors ({type(error).__name__}: {error}); {_ADVICE}") from error
         if sorted(rows) != list(range(count)) or vectors.ndim != 2:
-            raise EmbeddingError(f"{self.id} returned vectors for places {sorted(rows)[:5]}..., expected {count} of them")
+            raise EmbeddingError(f"{self.id} returned {len(rows)} vector(s), not one for each of {count} texts; {_ADVICE}")
         if self.dimension and vectors.shape[1] != self.dimension:
-            raise EmbeddingError(f"{self.id} returned dimension {vectors.shape[1]}, expected {self.dimension}")
+            raise EmbeddingError(f"{self.id} returned dimension {vectors.shape[1]}, expected {self.dimension}; name that one, or another model")
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not np.isfinite(lengths).all() or not lengths.all():
-            raise EmbeddingError(f"{self.id} returned a vector that is not finite or has length 0")
+            raise EmbeddingError(f"{self.id} returned a vector that is not finite or has length 0; {_ADVICE}")
         unit: Vectors = vectors / lengths
         return unit

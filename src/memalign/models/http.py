@@ -164,7 +164,8 @@ class Endpoint:
         answer = _parsed(content)
         if answer is None:
             if "html" in headers.get("Content-Type", ""):
-                raise self._failure(address, 404, None, b"a web page, not an API", headers)
+                page = "a web page, not an API"
+                raise EndpointRefused(f"{_shown(address)} answered 200: {page}; {ADVICE[404]}", status=200, detail=page)
             raise _Transient("status 200 with a body that is cut short or not a JSON object")
         fault = answer.get("error")
         if not fault:
