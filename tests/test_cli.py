@@ -182,6 +182,12 @@ def test_of_several_judges_one_has_to_be_chosen(run: Run, judge: str, monkeypatc
     assert json.loads(run("memory", "list", "--json").stdout)["judge"] == "short"
 
 
+def test_arguments_that_are_no_text_are_refused(run: Run, taught: str, db: str) -> None:
+    for arguments in (("memory", "unalign", "\udcff"), ("memory", "show", "\udcff"), ("init", "--judge", taught, "--instructions", "a\udcff")):
+        assert "\\udcff' is not valid UTF-8" in run(*arguments, code=2).stderr
+    assert Judge.load(db, taught).instructions == INSTRUCTIONS
+
+
 def test_errors_keep_their_traceback_for_who_debugs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from memalign.errors import ConfigurationError
 
@@ -463,6 +469,7 @@ def test_results_are_not_overwritten_unasked(run: Run, judge: str, tmp_path: Pat
     assert "verdict" in json.loads(out.read_text())
     assert "cannot write" in run("judge", file, "--out", str(tmp_path / "no" / "r.jsonl"), code=2).stderr
     assert "--resume needs --out" in run("judge", file, "--resume", code=2).stderr
+    assert "give one of the two" in run("judge", file, "--out", str(out), "--resume", "--overwrite", code=2).stderr
 
 
 def test_results_stay_until_new_ones_come(run: Run, judge: str, tmp_path: Path) -> None:

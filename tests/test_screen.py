@@ -396,10 +396,11 @@ def test_a_draft_made_when_personal_data_was_allowed_is_not_used_when_it_is_not(
         raise ModelUnavailable("killed")
 
     judge = make_judge()
-    with monkeypatch.context() as patch, pytest.raises(ModelUnavailable):
+    with monkeypatch.context() as patch:
         patch.setenv("MEMALIGN_PERSONAL_DATA", "1")
         patch.setattr(sys.modules["memalign.alignment.align"], "commit", full)
-        judge.align([record(1, "write to jane.doe@example.com early")])
+        with pytest.raises(ModelUnavailable):
+            judge.align([record(1, "write to jane.doe@example.com early")])
     report = judge.align()
     assert (report.added, [refused.reason for refused in report.rejected]) == ((), ["holds what looks like an e-mail address"])
 

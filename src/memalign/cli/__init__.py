@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from memalign import __version__
 from memalign.cli import align, calibrate, db, demo, doctor, evaluate, forgetting, init, judge, memory, port, suggest
-from memalign.errors import MemalignError
+from memalign.errors import ConfigurationError, MemalignError
 
 INTERRUPTED = 130
 
@@ -23,6 +23,7 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         json = "--json" in ctx.args  # the arguments of the command
         try:
+            _check_text(ctx.args)
             with warnings.catch_warnings():
                 warnings.showwarning = _warned
                 return super().invoke(ctx)
@@ -87,6 +88,15 @@ def _warned(message: Warning | str, *_: Any, **__: Any) -> None:
     from memalign.cli.printing import note
 
     note(f"warning: {message}")
+
+
+def _check_text(arguments: list[str]) -> None:
+    """Raises ConfigurationError for an argument whose bytes are no text."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(f"the argument {argument!r} is not valid UTF-8; retype it, or set the terminal to UTF-8") from error
 
 
 def _told(error: MemalignError, *, json: bool) -> int:

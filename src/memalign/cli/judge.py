@@ -90,6 +90,8 @@ def judge(
     single = not (inputs is None and outputs is None and expectations is None)
     if single == (file is not None):
         raise ConfigurationError("give a FILE of items, or one item by --inputs and --outputs" + (", not both" if single else ""))
+    if resume and overwrite:
+        raise ConfigurationError("--resume goes on with the results in --out, --overwrite starts them anew: give one of the two")
     with opened(db, judge) as stored:
         found = retrieving(stored, retrieve)
         if single:
