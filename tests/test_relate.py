@@ -381,9 +381,11 @@ def test_a_wording_reverses_another_by_what_it_decides_first(wording: str, rever
     assert reverses("When a reply is judged, name a date, because customers plan.", wording) is reversed_
 
 
-def test_a_new_wording_that_reverses_a_guideline_contradicts_it(make_judge: MakeJudge) -> None:
+def test_a_new_wording_that_reverses_a_guideline_is_compared_with_it(make_judge: MakeJudge) -> None:
     def answer(request: ChatRequest) -> Any:
-        if request.purpose != "distil" or not shown_guidelines(request):
+        if request.purpose == "relate":
+            return related(conflicts=[(1, 2)])
+        if not shown_guidelines(request):
             return expert(request)
         refine = {"op": "refine", "guideline": "g1", "when": "a reply is judged", "decide": "never name a date", "because": "", "cases": [1]}
         return {"operations": [refine]}
@@ -391,9 +393,9 @@ def test_a_new_wording_that_reverses_a_guideline_contradicts_it(make_judge: Make
     judge = make_judge(ScriptedChatModel(answer))
     judge.align([record(number, "a date is named", annotator=name) for number, name in ((1, "ann"), (3, "cid"))])
     report = judge.align([later("no date", annotator="ben")])
-    (guideline,) = judge.memory.guidelines()
-    assert (guideline.text, len(guideline.evidence_for), guideline.evidence_against) == (heed("a date is named"), 2, (later(annotator="ben").id,))
-    assert (report.refined, report.unconsumed) == ((), 0)
+    (question,) = judge.memory.questions()
+    assert [one.text for one in question.guidelines] == [heed("a date is named"), "When a reply is judged, never name a date."]
+    assert ([len(side) for side in question.sides], report.refined, report.unconsumed) == ([2, 1], (), 0)
 
 
 def test_content_words_know_forms_and_scripts_without_spaces() -> None:

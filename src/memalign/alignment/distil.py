@@ -134,7 +134,6 @@ class Distilling:
                 texts=list(map(_read, read)),
                 beside=[_read(other.stored) for other in others],
                 known_ids=[guideline.id for guideline in seen],
-                pinned=[guideline.id for guideline in seen if guideline.pinned],
                 labels=self.task.scale.labels,
                 personal=self.personal,
             )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from memalign.alignment.batches import Case
-from memalign.alignment.operations import Add, Operation, Refine, Rejected, Support
+from memalign.alignment.operations import Add, Contradict, Operation, Refine, Rejected
 from memalign.alignment.plan import NEW, Proposal
 from memalign.alignment.relate import reverses
 from memalign.memory.semantic import normalised
@@ -29,15 +29,22 @@ class Drafted:
 
 
 def drafted(operation: Operation, batch: Sequence[Case], seen: Sequence[Guideline]) -> Drafted:
-    """An accepted operation of a batch; ``seen``: what the model was shown. A new wording that reverses a guideline contradicts it."""
+    """An accepted operation of a batch; ``seen``: what the model was shown.
+
+    A new wording that reverses a guideline is a guideline of its own: how the two relate is for the comparison to find out. One of a pinned
+    guideline counts as support.
+    """
     rows = sorted({row for case in operation.cases for row in batch[case].rows})
     if isinstance(operation, Add):
         return Drafted(op="add", rows=rows, text=operation.text, scope=operation.scope)
     known = next(guideline for guideline in seen if guideline.id == operation.guideline_id)
     about = {"proposed": known.text} if known.id.startswith(NEW) else {"guideline": known.id}
-    if isinstance(operation, Refine) and not reverses(operation.text, known.text):
-        return Drafted(op="refine", rows=rows, text=operation.text, scope=operation.scope, **about)
-    return Drafted(op="support" if isinstance(operation, Support) else "contradict", rows=rows, **about)
+    if isinstance(operation, Refine):
+        if reverses(operation.text, known.text):
+            return Drafted(op="add", rows=rows, text=operation.text, scope=operation.scope)
+        if not known.pinned:
+            return Drafted(op="refine", rows=rows, text=operation.text, scope=operation.scope, **about)
+    return Drafted(op="contradict" if isinstance(operation, Contradict) else "support", rows=rows, **about)
 
 
 def written(operations: Sequence[Drafted], rejected: Sequence[Rejected], shown: Collection[int]) -> dict[str, Any]:

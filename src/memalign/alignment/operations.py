@@ -99,7 +99,6 @@ def check(
     texts: Sequence[str],
     beside: Sequence[str] = (),
     known_ids: Collection[str],
-    pinned: Collection[str] = (),
     labels: Sequence[str] = (),
     personal: bool = False,
 ) -> tuple[list[Operation], list[Rejected]]:
@@ -107,10 +106,9 @@ def check(
 
     ``texts`` are the batch's cases in order, ``beside`` others that were shown but may not be cited. An operation must cite a case that exists, and
     a guideline that exists; a wording must be a principle: no copy of a case, no order to give one of the ``labels`` always, no word to the judge
-    about its instructions, and, unless ``personal``, nothing that looks like personal data. A new wording of a ``pinned`` guideline counts as
-    support.
+    about its instructions, and, unless ``personal``, nothing that looks like personal data.
     """
-    rules = _Rules([folded(text) for text in (*texts, *beside)], len(texts), known_ids, pinned, labels, personal)
+    rules = _Rules([folded(text) for text in (*texts, *beside)], len(texts), known_ids, labels, personal)
     accepted: list[Operation] = []
     rejected: list[Rejected] = []
     for place, proposal in enumerate(proposals):
@@ -144,7 +142,6 @@ class _Rules:
     cases: int
     """How many of the sources, the first ones, may be cited."""
     known_ids: Collection[str]
-    pinned: Collection[str]
     labels: Sequence[str]
     personal: bool
 
@@ -156,7 +153,7 @@ class _Rules:
             return Rejected(_text(proposal), f"cites no case that exists (cited {cited!r:.60})")
         if op in ("support", "contradict", "refine") and (not isinstance(guideline_id, str) or guideline_id not in self.known_ids):
             return Rejected(_text(proposal), f"{op}s a guideline that does not exist ({guideline_id!r:.40})")
-        if op == "support" or (op == "refine" and guideline_id in self.pinned):
+        if op == "support":
             return Support(str(guideline_id), cases)
         if op == "contradict":
             return Contradict(str(guideline_id), cases)
