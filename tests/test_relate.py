@@ -445,11 +445,11 @@ def test_what_a_new_guideline_won_against_does_not_outvote_it() -> None:
     rows = {row: stored("ann", hour=row) for row in (1, 2, 5, 6)}
     Joining([Held(one.text, proposal=one) for one in (first, second)], {}, rows).act(Relations(conflicts=[(0, 1, "", "")]))
     ids = {row: f"record {row}" for row in range(9)}
-    assert (second.state, after(None, first, ids, "g1").evidence_against) == ("superseded", ("record 1", "record 2"))
+    assert (second.state, after(None, first, ids, "g1", {}).evidence_against) == ("superseded", ("record 1", "record 2"))
     states = []
     for contradicting in (7, 8):
         first.against.add(contradicting)
-        states.append(after(None, first, ids, "g1").state)
+        states.append(after(None, first, ids, "g1", {}).state)
     assert states == ["active", "quarantined"]
 
 
