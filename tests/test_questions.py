@@ -89,6 +89,24 @@ def test_a_contested_item_is_a_question_until_the_experts_agree(make_judge: Make
     assert judge.memory.questions() == []
 
 
+@pytest.mark.parametrize("annotator", ["", "ann"])
+def test_records_with_ids_of_their_own_that_differ_on_an_item_are_a_question(make_judge: MakeJudge, annotator: str) -> None:
+    judge = make_judge()
+    given = [record(1, value=True, annotator=annotator, id="r1"), record(1, value=False, annotator=annotator, id="r2")]
+    assert judge.align([*given, record(2, annotator=annotator, id="r3")]).contested == (given[0].item.id,)
+    (question,) = judge.memory.questions()
+    assert [[e.feedback.id for e in side] for side in question.sides] == [["r1"], ["r2"]]
+    judge.unalign(["r2"])
+    assert judge.memory.questions() == []
+
+
+def test_questions_on_items_come_oldest_first(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(number, value=value, annotator=who) for number in range(9) for value, who in ((True, "ann"), (False, "ben"))])
+    asked = [question.sides[0][0].feedback.outputs for question in judge.memory.questions()]
+    assert asked == [f"reply {number}" for number in range(9)]
+
+
 def test_near_verdicts_on_an_item_are_no_question(make_judge: MakeJudge) -> None:
     judge = make_judge(scale=Scale.score(1, 5))
     report = judge.align([record(1, value=4), record(1, value=5, annotator="ben"), record(2, value=1), record(2, value=5, annotator="ben")])

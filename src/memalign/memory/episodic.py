@@ -98,9 +98,8 @@ def live(connection: Connection, judge_id: int, revision: int) -> list[Stored]:
 
 def of_items(connection: Connection, judge_id: int, revision: int, item_ids: Sequence[str]) -> list[Stored]:
     """The records on some items that hold in a revision, oldest first."""
-    if not item_ids:
-        return []
-    return _held(connection.execute(_OF_ITEMS, {"judge": judge_id, "items": list(item_ids)}).all(), revision)
+    chunks = (list(item_ids[start : start + _CHUNK]) for start in range(0, len(item_ids), _CHUNK))
+    return _held([row for chunk in chunks for row in connection.execute(_OF_ITEMS, {"judge": judge_id, "items": chunk})], revision)
 
 
 def of_few_items(store: Store, judge_id: int, revision: int, item_ids: Sequence[str]) -> list[Stored]:
@@ -252,9 +251,7 @@ def shared(connection: Connection, judge_id: int, revision: int, item_ids: Seque
     """The records on items that several annotators judged, and on some more items, that hold in a revision."""
     condition = (_TABLE.c.judge_id == judge_id) & holds_at(_TABLE, revision)
     grouped = select(_TABLE.c.item_id).where(condition).group_by(_TABLE.c.item_id).having(func.count(_TABLE.c.annotator.distinct()) > 1)
-    wanted = list(dict.fromkeys([*connection.execute(grouped).scalars(), *item_ids]))
-    chunks = [wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK)]
-    return [stored for chunk in chunks for stored in of_items(connection, judge_id, revision, chunk)]
+    return of_items(connection, judge_id, revision, list(dict.fromkeys([*connection.execute(grouped).scalars(), *item_ids])))
 
 
 def by_rows(connection: Connection, rows: Sequence[int]) -> list[Stored]:

@@ -14,7 +14,6 @@ from memalign.memory.lookup import Lookup
 from memalign.memory.trials import Tried
 from memalign.records import Episode, Guideline, Question, canonical
 from memalign.rendering import guideline_text
-from memalign.scale import Scale
 
 LONGEST = 2000
 """Characters of a guideline."""
@@ -73,7 +72,8 @@ class Guidance(Lookup):
             open_ = questions.at(connection, self.judge_id, revision)
             guidelines = {guideline.id: guideline for guideline in semantic.at(connection, self.judge_id, revision)} if open_ else {}
             held = {stored.feedback.id: episodic.episode(stored) for stored in episodic.live(connection, self.judge_id, revision)} if open_ else {}
-            shared = episodic.shared(connection, self.judge_id, revision)
+            contested = episodic.contested(connection, self.judge_id, revision, self.scale)
+            disputed = episodic.of_items(connection, self.judge_id, revision, contested)
         found = []
         for row in open_:
             keys = [key for key in (row.first, row.second) if key]
@@ -83,7 +83,7 @@ class Guidance(Lookup):
             ids = (about[0].evidence_for, about[1].evidence_for if len(about) > 1 else about[0].evidence_against)
             one, other = (tuple(held[key] for key in side if key in held) for side in ids)
             found.append(Question(id=row.id, guidelines=about, sides=(one, other)))
-        return [*found, *_contested(self.scale, shared)]
+        return [*found, *_on_items(disputed)]
 
     def answer(self, question_id: str, *, keep: Collection[str] = (), actor: str = "") -> list[Guideline]:
         """Decide between quarantined guidelines: those to keep become active and pinned, the others are superseded.
@@ -137,16 +137,12 @@ class Guidance(Lookup):
             return next(g for g in semantic.at(connection, judge_id, revision) if g.id == guideline_id)
 
 
-def _contested(scale: Scale, shared: Iterable[Stored]) -> list[Question]:
-    """Questions about the items on which verdicts are not even near; each verdict is a side."""
+def _on_items(disputed: Iterable[Stored]) -> list[Question]:
+    """Questions about contested items; each verdict is a side."""
     items: dict[str, dict[str, list[Episode]]] = {}
-    for stored in shared:
+    for stored in disputed:
         items.setdefault(stored.item_id, {}).setdefault(canonical(stored.feedback.value), []).append(episodic.episode(stored))
-    return [
-        Question(id=f"i{item_id[:8]}", guidelines=(), sides=tuple(map(tuple, sides.values())))
-        for item_id, sides in items.items()
-        if not scale.near(side[0].feedback.value for side in sides.values())
-    ]
+    return [Question(id=f"i{item_id[:8]}", guidelines=(), sides=tuple(map(tuple, sides.values()))) for item_id, sides in items.items()]
 
 
 def _text(text: str) -> str:
