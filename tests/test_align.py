@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -872,6 +873,21 @@ def test_one_experts_second_verdict_replaces_the_first(make_judge: MakeJudge) ->
     judge.align([record(1)])
     report = judge.align([record(1, value=True)])
     assert (report.changed, report.contested, len(judge.memory.episodes())) == (1, (), 1)
+
+
+@pytest.mark.parametrize("key", ["r1", ""])
+def test_a_corrected_annotator_is_an_overwrite_that_keeps_the_other_guidelines_in_sight(make_judge: MakeJudge, key: str) -> None:
+    model = ScriptedChatModel(expert)
+    judge = make_judge(model)
+    judge.align([record(1, "greet", annotator="", id=key), record(2, "name a date")])
+    named = replace(judge.memory.episodes()[0].feedback, annotator="ann")
+    report = judge.overwrite([named])
+    assert (report.changed, report.unchanged, report.unconsumed) == (1, 0, 0)
+    assert {episode.feedback.id: episode.feedback.annotator for episode in judge.memory.episodes()}[named.id] == "ann"
+    assert sorted(texts(judge)) == [f"When a reply is judged, heed {reason}." for reason in ("greet", "name a date")]
+    asked = [request for request in model.requests if request.purpose == "distil"][-1]
+    assert list(shown_guidelines(asked).values()) == ["When a reply is judged, heed name a date."]
+    assert judge.align([named]).unchanged == 1
 
 
 # Two at once

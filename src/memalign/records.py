@@ -51,7 +51,7 @@ class Feedback:
     """An expert's verdict on an item, with the reason in natural words.
 
     Without an ``id`` one is made from item and annotator, so a second verdict of the same expert on the same item replaces the first, and
-    verdicts of several experts stand side by side.
+    verdicts of several experts stand side by side. Who corrects the annotator names the record by its id; without it, it is another record.
     """
 
     inputs: Any = None
@@ -99,8 +99,12 @@ class Feedback:
         return self
 
     def says_the_same_as(self, other: Feedback) -> bool:
-        """Whether nothing that teaches differs (time and source do not teach)."""
+        """Whether it is the same verdict on the same item for the same reason, whoever gives it."""
         return self.item == other.item and self.value == other.value and type(self.value) is type(other.value) and self.rationale == other.rationale
+
+    def teaches_the_same_as(self, other: Feedback) -> bool:
+        """Whether nothing that teaches differs: what is said, and by whom (time and source do not teach)."""
+        return self.annotator == other.annotator and self.says_the_same_as(other)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

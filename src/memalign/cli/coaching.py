@@ -51,7 +51,7 @@ def coached(judge: Judge, records: Sequence[Feedback], *, ask: bool) -> tuple[li
 
 
 def _unchanged(record: Feedback, held: Feedback | None) -> bool:
-    return held is not None and record.says_the_same_as(held)
+    return held is not None and record.teaches_the_same_as(held)
 
 
 def _of_other_reason(record: Feedback, held: Feedback | None) -> bool:

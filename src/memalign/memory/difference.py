@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from memalign.memory import episodic, revisions, semantic
 from memalign.memory.revisions import Decision, Revision
-from memalign.records import Episode, Feedback, Guideline
+from memalign.records import Episode, Guideline
 from memalign.rendering import item_text, one_line
 
 _SHORT = 160
@@ -116,17 +116,13 @@ def _records(before: Sequence[episodic.Stored], after: Sequence[episodic.Stored]
     for key in dict.fromkeys([*old, *new]):
         was, now = old.get(key), new.get(key)
         if was is not None and now is not None:
-            if not _says_the_same(was.feedback, now.feedback):
+            if not was.feedback.teaches_the_same_as(now.feedback):
                 changes.append(RecordChange(kind="changed", before=episodic.episode(was), after=episodic.episode(now)))
         elif now is not None:
             changes.append(RecordChange(kind="added", before=None, after=episodic.episode(now)))
         elif was is not None:
             changes.append(RecordChange(kind="withdrawn", before=episodic.episode(was), after=None))
     return tuple(changes)
-
-
-def _says_the_same(was: Feedback, now: Feedback) -> bool:
-    return was.says_the_same_as(now) and was.annotator == now.annotator
 
 
 def _guidelines(before: Sequence[Guideline], after: Sequence[Guideline]) -> tuple[GuidelineChange, ...]:

@@ -52,7 +52,7 @@ def text_hash(item: Item) -> str:
 def record(connection: Connection, judge_id: int, feedback: Feedback, *, judged: Any = None) -> Change:
     """Store a record durably, waiting for its first commit; an unchanged one is left alone."""
     newest = _newest(connection, judge_id, feedback.id)
-    if newest is not None and newest.until is None and said(newest).says_the_same_as(feedback):
+    if newest is not None and newest.until is None and said(newest).teaches_the_same_as(feedback):
         return "unchanged"
     if newest is not None and newest.since is None:  # never committed: nothing can refer to it
         drafts.discard(connection, judge_id, [newest.row])

@@ -131,7 +131,7 @@ class MemAlignOptimizer(AlignmentOptimizer):  # type: ignore[misc]
         _no_retraction(held, labelled)
         waiting = memory.waiting()
         _demand(base, labelled, waiting=waiting)
-        unchanged = all(record.id in held and held[record.id].says_the_same_as(record) for record in labelled.feedback)
+        unchanged = all(record.id in held and held[record.id].teaches_the_same_as(record) for record in labelled.feedback)
         if unchanged and not waiting and not _removed(held, labelled):
             _say_skipped(judge.name, labelled)
             return judge
