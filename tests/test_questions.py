@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from conftest import MakeJudge, record
+from conftest import MakeJudge, distilled, expert, record, shown_cases
 from memalign import ConfigurationError, Judge, NotFound, Scale
 from memalign.cli import app
 from memalign.memory import questions, revisions, semantic
+from memalign.models import ChatRequest
+from memalign.models.scripted import ScriptedChatModel
 
 pytestmark = pytest.mark.both_stores
 
@@ -63,6 +66,70 @@ def test_a_question_about_a_purged_guideline_is_none(make_judge: MakeJudge) -> N
     assert [g.id for g in judge.memory.guidelines()] == ["g2"], "it has no rival any longer"
     judge.memory.rollback(asked - 1)
     assert [g.id for g in judge.memory.guidelines()] == ["g2"]
+
+
+def contradicted(request: ChatRequest) -> Any:
+    """Learns from cases with the verdict no; those with yes contradict the first guideline."""
+    if request.purpose != "distil":
+        return expert(request)
+    labels = {number: label for number, label, _ in shown_cases(request)}
+    return {
+        "operations": [
+            {"op": "contradict", "guideline": "g1", "cases": found["cases"]} if labels[found["cases"][0]] == "yes" else found
+            for found in distilled(request)["operations"]
+        ]
+    }
+
+
+@pytest.mark.parametrize("verb", ["unalign", "overwrite", "purge"])
+def test_a_guideline_that_its_cases_no_longer_outvote_is_back(make_judge: MakeJudge, verb: str) -> None:
+    judge = make_judge(ScriptedChatModel(contradicted), weights={"cat": 0.0})
+    judge.align([record(1, "apologise"), record(2, "apologise")])
+    judge.align([record(number, "never apologise", value=True) for number in (3, 4)])
+    asked = judge.memory.view().revision
+    assert ([question.id for question in judge.memory.questions()], judge.memory.guidelines()) == (["q1"], [])
+    judge.unalign(judge.align([record(5, "apologise", annotator="cat")]).joined[0].evidence_for[-1])
+    assert len(judge.memory.questions()) == 1, "one that does not count settles nothing"
+    if verb == "overwrite":
+        judge.overwrite(record(4, "apologise"))
+    else:
+        getattr(judge, verb)(record(4).id)
+    assert [guideline.id for guideline in judge.memory.guidelines()] == ["g1"]
+    assert judge.memory.questions() == []
+    judge.memory.rollback(asked)
+    assert len(judge.memory.questions()) == (verb != "purge")
+
+
+def test_while_a_rival_is_left_a_guideline_stays_in_quarantine(make_judge: MakeJudge) -> None:
+    judge = make_judge(ScriptedChatModel(contradicted))
+    quarrel(judge)
+    judge.align([record(3, "never", value=True)])
+    with judge.memory.store.writing() as connection:
+        judge_id = judge.memory.judge_id
+        questions.ask(connection, judge_id, revisions.current(connection, judge_id), "g1")
+    judge.unalign(record(3).id)
+    assert [len(question.guidelines) for question in judge.memory.questions()] == [2]
+    assert judge.memory.guidelines() == []
+
+
+@pytest.mark.parametrize("first", ["pin", "retire"])
+def test_what_contradicts_a_pinned_guideline_is_superseded_whatever_else_is_asked_about_it(make_judge: MakeJudge, first: str) -> None:
+    judge = make_judge()
+    judge.align([record(number, f"reason {number}") for number in (1, 2, 3)])
+    with judge.memory.store.writing() as connection:
+        judge_id, revision = judge.memory.judge_id, 2
+        for key in ("g1", "g2", "g3"):
+            semantic.change(connection, judge_id, revision, key, state="quarantined")
+        questions.ask(connection, judge_id, revision, "g1", "g2")
+        questions.ask(connection, judge_id, revision, "g2", "g3")
+        revisions.commit(connection, judge_id, revision, verb="align", actor="", counts={})
+    if first == "pin":
+        judge.memory.pin("g1")
+        assert [g.id for g in judge.memory.guidelines()] == ["g1", "g3"], "nothing contradicts g3 any longer"
+    judge.memory.retire("g3")
+    judge.memory.pin("g1")
+    assert [g.id for g in judge.memory.guidelines()] == ["g1"]
+    assert judge.memory.questions() == []
 
 
 def test_what_is_not_asked_cannot_be_answered(make_judge: MakeJudge) -> None:
