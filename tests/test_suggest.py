@@ -164,6 +164,29 @@ def test_a_judgement_that_fails_leaves_the_item_without_confidence(make_judge: M
     assert isinstance(judge.batch(items("one thing"))[0], Failure)
 
 
+@pytest.mark.parametrize(("calls", "spent", "known"), [(1, 1, 0), (5, 1, 0), (6, 6, 1), (20, 16, 3), (100, 21, 4)])
+def test_where_the_model_tells_no_probabilities_votes_are_counted_within_the_budget(
+    make_judge: MakeJudge, calls: int, spent: int, known: int
+) -> None:
+    """One call shows that it tells none; then five an item."""
+    model = ScriptedChatModel(lambda request: "yes" if request.seed % 2 else "no")
+    judge = make_judge(model, explain=False)
+    found = judge.suggest(items("an odd thing", "plain words here", "other words there", "something else"), n=4, calls=calls)
+    assert len(model.requests) == spent <= calls
+    assert sum(suggestion.confidence is not None for suggestion in found) == known
+
+
+def test_both_orders_of_a_pair_are_two_calls_of_the_budget(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(lambda request: "A")
+    judge = make_judge(model, explain=False, scale=Scale.pairwise(), both_orders=True)
+    pool = [Item(outputs={"a": f"one {n}", "b": f"other {n}"}) for n in range(4)]
+    judge.suggest(pool, calls=1)
+    assert model.requests == []
+    found = judge.suggest(pool, calls=5)
+    assert len(model.requests) == 4
+    assert sum(suggestion.confidence is not None for suggestion in found) == 2
+
+
 def test_empty_memory_empty_pool_and_wrong_settings(make_judge: MakeJudge) -> None:
     judge = make_judge()
     assert judge.suggest([]) == []

@@ -188,8 +188,8 @@ class Judge(Owned):
     def suggest(self, items: Iterable[Item | Feedback], n: int = 20, *, calls: int = 0, progress: Progress = silent) -> list[Suggestion]:
         """The ``n`` unlabelled items whose verdict by an expert would teach most, the best first, with the reasons and the parts of their score.
 
-        Items that memory holds are left out, equal ones are one. ``calls``: how many items may be judged for it, the least known first; with 0
-        only logged verdicts, cases and vectors are used.
+        Items that memory holds are left out, equal ones are one. ``calls``: how many replies may be asked for, on the least known items; five an
+        item where the model tells no token probabilities. With 0 only logged verdicts, cases and vectors are used.
         """
         return edge.run(self.asuggest(items, n, calls=calls, progress=progress))
 
@@ -198,8 +198,8 @@ class Judge(Owned):
         from memalign.suggesting import suggest
 
         self._counted()
-        judged = partial(self.abatch, progress=progress)
-        return await suggest(self.session, self.scale, list(_items(items)), n, calls=calls, judged=judged, progress=progress)
+        ask = partial(suggest, both_orders=self.both_orders, judged=partial(self.abatch, progress=progress), progress=progress)
+        return await ask(self.session, self.scale, list(_items(items)), n, calls=calls)
 
     def coach(self, feedback: Feedback) -> Advice:
         """Ask, before a correction is stored, whether its reason is usable: too vague, a repetition of the verdict, or against a guideline or case.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from memalign.errors import ConfigurationError
+from memalign.judging import VOTES
 from memalign.memory import Memory, View
 from memalign.records import Failure, Item, Verdict, content_hash
 from memalign.rendering import search_text
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 _EMBEDDED_AT_ONCE = 64
 
 Progress = Callable[[str, int, int], None]
+
+
+class Judged(Protocol):
+    """Judges items; one Verdict or Failure each, in their order."""
+
+    def __call__(self, items: Sequence[Item], /, *, votes: int) -> Awaitable[list[Verdict | Failure]]:
+        """``votes``: how many replies are counted for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +64,11 @@ async def suggest(
     n: int,
     *,
     calls: int,
-    judged: Callable[[list[Item]], Awaitable[list[Verdict | Failure]]],
+    both_orders: bool,
+    judged: Judged,
     progress: Progress,
 ) -> list[Suggestion]:
-    """The n items to label next, the best first; at most ``calls`` of them are judged for it, the most doubtful of those without a verdict."""
+    """The n items to label next, the best first; at most ``calls`` replies are asked for, on the most doubtful of those without a confidence."""
     if n < 1 or calls < 0:
         raise ConfigurationError("suggest needs n >= 1 and calls >= 0")
     pool = _distinct(items)
@@ -75,13 +84,24 @@ async def suggest(
     session.memory.log(meter.calls)
     confidences = await asyncio.to_thread(session.memory.logged, list(pool))
     ranking = _Ranking(space.memory, scale, view, held, list(pool), texts, vectors)
-    if calls:
+    orders = 2 if both_orders and scale.kind == "pairwise" else 1
+    if calls >= orders:
         unknown = [item_id for item_id in await asyncio.to_thread(ranking.doubtful, confidences) if item_id not in confidences][:calls]
-        verdicts = await judged([items[pool[item_id]] for item_id in unknown])
-        for item_id, verdict in zip(unknown, verdicts, strict=True):
+        votes = view.decision.of(session.model.name).votes
+        verdicts = await _judged(judged, [items[pool[item_id]] for item_id in unknown], calls, orders, votes if votes > 1 else VOTES)
+        for item_id, verdict in zip(unknown, verdicts, strict=False):
             if isinstance(verdict, Verdict) and verdict.confidence is not None:
                 confidences[item_id] = verdict.confidence
     return await asyncio.to_thread(ranking.best, items, list(pool.values()), confidences, n)
+
+
+async def _judged(judged: Judged, items: Sequence[Item], calls: int, orders: int, votes: int) -> list[Verdict | Failure]:
+    """Verdicts on as many of the first items as ``calls`` replies allow; where the first one tells no confidence, ``votes`` are counted on each."""
+    first = await judged(items[:1], votes=1)
+    if any(isinstance(verdict, Verdict) and verdict.confidence is None for verdict in first):
+        votes += votes % orders
+        return await judged(items[: (calls - orders) // votes], votes=votes)
+    return first + await judged(items[1 : calls // orders], votes=1)
 
 
 class _Ranking:

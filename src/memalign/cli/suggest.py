@@ -21,13 +21,14 @@ def suggest(
     db: Database,
     judge: JudgeName = "",
     n: Annotated[int, typer.Option("-n", "--number", help="How many items to suggest.", min=1)] = 20,
-    calls: Annotated[int, typer.Option(help="Judge at most so many items for it; 0 uses only what is known.", min=0)] = 0,
+    calls: Annotated[int, typer.Option(help="Ask for at most so many replies; 0 uses only what is known.", min=0)] = 0,
     json: AsJson = False,
 ) -> None:
     """Rank unlabelled items by what an expert's verdict on them would teach.
 
     What counts: how unsure the judge is (by its logged confidence, by fresh verdicts with --calls, else by the vote of similar cases), whether
-    experts differ on similar cases, how far an item is from all that memory holds, and how many others it stands for.
+    experts differ on similar cases, how far an item is from all that memory holds, and how many others it stands for. Where the model tells no
+    token probabilities, a fresh verdict takes five replies.
 
     Exit code 1: bad rows were skipped.
     """
