@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from endpoint import ScriptedEndpoint
+from endpoint import ScriptedEndpoint, completion
 from memalign.cli import app, checks, probes
 
 KEY = "sk-very-secret-0123456789"
@@ -66,6 +66,11 @@ def test_a_model_and_an_embedder_that_answer(endpoint: ScriptedEndpoint) -> None
     assert "tokens/s out" in found["model openai/m"]["detail"]
     assert "8 dimensions" in found["embedder openai/e"]["detail"]
     assert [asked.path for asked in endpoint.requests] == ["chat/completions", "embeddings", "embeddings", "embeddings"]
+
+
+def test_a_model_that_thinks_before_it_answers_has_room_for_it(endpoint: ScriptedEndpoint) -> None:
+    endpoint.chat = lambda body: "1 2 3" if body["max_tokens"] > 1000 else completion(None, finish_reason="length")
+    assert told("--model", "openai/m")["model openai/m"]["status"] == "ok"
 
 
 def test_a_model_that_does_not_answer(endpoint: ScriptedEndpoint) -> None:

@@ -24,6 +24,8 @@ _PARAGRAPH = (
 )
 _SHORT_TEXT = "Where is my order? It should have been here on Monday."
 _MAX_TOKENS = 64
+_MAX_TOKENS_HOSTED = 2048
+"""Some models write many tokens of thought, which count, before the first of the answer."""
 
 
 def chat(name: str, tell: Tell) -> list[Check]:
@@ -83,7 +85,7 @@ def _finished(probe: Coroutine[Any, Any, Check], part: ChatModel | Embedder) -> 
 
 async def _hosted(model: ChatModel) -> Check:
     started = time.perf_counter()
-    reply = await _ask(model, _QUESTION, _MAX_TOKENS)
+    reply = await _ask(model, _QUESTION, _MAX_TOKENS_HOSTED)
     seconds = time.perf_counter() - started
     read, written = reply.usage.prompt_tokens, reply.usage.completion_tokens
     rates = f"{read / seconds:,.0f} tokens/s in, {written / seconds:,.0f} tokens/s out, the whole call counted"
