@@ -63,9 +63,11 @@ def test_what_the_model_does_not_read_is_told(run: Run, sure: ScriptedEndpoint, 
     run("memory", "unpin", "g1")
     assert "does not help this model" in run("calibrate", "--ablate").stdout
     assert "the model reads only the pinned ones" in run("memory", "list").stdout
+    assert "reads pinned guidelines only" in run("memory", "utility").stdout
     assert "the model reads pinned guidelines only" in run("memory", "diff", "3", "4").stdout
     run("calibrate", "--no-ablate")
     assert "the model reads only" not in run("memory", "list").stdout
+    assert "reads pinned guidelines only" not in run("memory", "utility").stdout
 
 
 def test_calibrate_shows_figures_diagram_and_threshold(run: Run, sure: ScriptedEndpoint, tmp_path: Path) -> None:  # noqa: F811

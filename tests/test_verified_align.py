@@ -19,6 +19,8 @@ from sqlalchemy import select
 from conftest import MakeJudge, expert, record, related, says, shown_cases, shown_guidelines
 from memalign import Judge
 from memalign.errors import ModelUnavailable
+from memalign.judging import decide
+from memalign.memory.revisions import Decision
 from memalign.models import ChatReply, ChatRequest
 from memalign.models.scripted import ScriptedChatModel
 from memalign.records import Feedback
@@ -65,6 +67,20 @@ def test_a_guideline_that_fixes_stands(make_judge: MakeJudge) -> None:
     assert judge(inputs="question 1", outputs="reply 1").value is False
     (tried,) = judge.memory.trials("g1")
     assert (tried.outcome, tried.fixed, tried.broken, tried.p_value, tried.revision) == ("accepted", 3, 0, 0.25, 1)
+
+
+@pytest.mark.parametrize(
+    ("of", "verify", "said"), [("scripted/model", "full", True), ("another/model", "full", False), ("scripted/model", "off", False)]
+)
+def test_that_the_model_reads_no_guidelines_is_said_beside_what_replays_found(make_judge: MakeJudge, of: str, verify: Any, said: bool) -> None:
+    judge = make_judge(ScriptedChatModel(judged))
+    judge.align([record(90)])
+    decide(judge.memory, Decision(guidelines=False, model=of), actor="", judged=1)
+    report = judge.align(lessons("good", "good", "good"), verify=verify)
+    assert states(judge) == {"good": "active"}, "else calibration could never find out that guidelines help"
+    assert report.unread is said
+    assert any("reads pinned guidelines only" in line for line in report.remarks()) is said
+    assert ("reads pinned guidelines only" in report.to_html()) is said
 
 
 def test_a_guideline_that_breaks_is_kept_as_a_candidate_and_not_read(make_judge: MakeJudge) -> None:

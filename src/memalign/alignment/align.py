@@ -98,7 +98,10 @@ async def _learn(
     finally:
         embedding.cancel()
     report = await asyncio.to_thread(commit, session.memory, plan, distilled, seen, meter, limits, actor=actor)
-    return None if report is None else named(report, proof)
+    if report is None:
+        return None
+    unread = proof.replays > 0 and not (await asyncio.to_thread(session.memory.view)).decision.of(session.model.name).guidelines
+    return named(report, proof, unread=unread)
 
 
 class _Counter:

@@ -11,6 +11,10 @@ Outcome = Literal["off", "nothing", "accepted", "partly", "refused", "overridden
 """``nothing``: no change that the judge would read; ``undone``: too many replays failed, so nothing was decided."""
 
 
+UNREAD = "the judge's model reads pinned guidelines only, as calibrate decided; what replays found of others holds once it decides otherwise"
+"""Said beside what replays found, where it is so."""
+
+
 def chance(p_value: float) -> str:
     """A p-value for readers: "p .031", "p < .001"."""
     return f"p {short(p_value, digits=3)}" if p_value >= 0.001 else "p < .001"

@@ -64,11 +64,11 @@ async def prove(
     return proof
 
 
-def named(report: AlignReport, proof: Verification) -> AlignReport:
-    """The report with what was found, refused guidelines by the ids under which they are kept."""
+def named(report: AlignReport, proof: Verification, *, unread: bool) -> AlignReport:
+    """The report with what was found, refused guidelines by the ids under which they are kept; ``unread`` as there."""
     ids = {guideline.text: guideline.id for guideline in [*report.added, *report.joined, *report.refined]}
     refused = tuple(replace(one, guideline_id=ids.get(one.text)) for one in proof.refused)
-    return replace(report, verification=replace(proof, refused=refused))
+    return replace(report, verification=replace(proof, refused=refused), unread=unread)
 
 
 def _cases(memory: Memory, plan: Plan, proposals: list[Proposal]) -> list[Case]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from memalign.alignment.proof import chance
+from memalign.alignment.proof import UNREAD, chance
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -25,7 +25,7 @@ def page(report: AlignReport) -> str:
 
 def part(report: AlignReport) -> str:
     """The same as an element for a notebook or another page."""
-    return _template().render(report=report, proof=report.verification, chance=chance).strip()
+    return _template().render(report=report, proof=report.verification, chance=chance, unread=UNREAD).strip()
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from memalign.alignment.operations import Rejected
-from memalign.alignment.proof import Verification
+from memalign.alignment.proof import UNREAD, Verification
 from memalign.records import Guideline, Usage
 
 
@@ -58,6 +58,8 @@ class AlignReport:
     """Records that still wait for distillation."""
     verification: Verification = Verification()
     """What replays found; refused guidelines are kept as candidates, and stand among ``added``."""
+    unread: bool = False
+    """Whether they showed the judge guidelines that its model does not read in service, since calibration found that this does not help it."""
     usage: Usage = Usage()
     cost_usd: float | None = 0.0
     seconds: float = 0.0
@@ -87,6 +89,7 @@ class AlignReport:
         lines = [f"{self.purged} record(s) left out: they were purged from this memory before"] if self.purged else []
         lines += [f"{self.expired} record(s) purged: beyond the retention limits"] if self.expired else []
         lines += [f"experts disagree on {len(self.contested)} item(s)"] if self.contested else []
+        lines += [UNREAD] if self.unread else []
         lines += [f"  ! new guidelines were not compared with the others ({why}); look for what they repeat or contradict" for why in self.unrelated]
         for batch in self.failed_batches:
             again = "run align again" if batch.retryable else "mend the cause, then run align again"
