@@ -11,8 +11,13 @@ import pytest
 
 from conftest import MakeJudge
 from endpoint import ScriptedEndpoint, completion
+from memalign import Scale
+from memalign.calibration import Calibration
+from memalign.cli.calibrate import _show
+from memalign.memory.revisions import Decision
 from memalign.models import ChatReply, ChatRequest, TokenLogprobs
 from memalign.models.scripted import ScriptedChatModel
+from memalign.reliability import reliability
 from test_cli import Run, endpoint, jsonl, judge, logprobs, row, run  # noqa: F401 - fixtures
 
 
@@ -97,6 +102,18 @@ def test_a_threshold_as_printed_keeps_what_it_promises(run: Run, sure: ScriptedE
     assert float(printed) <= told["threshold"] <= float(printed) + 0.001
 
 
+@pytest.mark.parametrize(
+    ("kept", "others"), [(0.8914, 0.8911), (0.8914, 0.5), (1.0, 0.9), (0.8, 0.8 - 1e-12), (0.3, 0.2999999999999999), (0.0004, 0.0001)]
+)
+def test_a_threshold_as_printed_lets_in_no_verdict_that_its_figure_left_out(capsys: pytest.CaptureFixture[str], kept: float, others: float) -> None:
+    after = reliability(Scale.boolean(), [True, False, False], [True] * 3, [[kept, 1 - kept], *[[others, 1 - others]] * 2])
+    _show(Scale.boolean(), Calibration(judged=3, decision=Decision(), revision=1, note="", before=after, after=after), 0.9)
+    printed = capsys.readouterr().out.split("--abstain-below ")[1].split()[0]
+    assert others < float(printed) <= kept
+    assert not printed.endswith(".")
+    assert len(printed) <= 5 or kept - others < 0.001
+
+
 def test_suggest_ranks_items_with_reasons(run: Run, sure: ScriptedEndpoint, tmp_path: Path) -> None:  # noqa: F811
     run("align", jsonl(tmp_path / "feedback.jsonl", *(row(number, rationale="") for number in range(3))))
     pool = [{"id": f"i{n}", "outputs": f"something of another kind, number {n}"} for n in range(5)]
@@ -116,7 +133,6 @@ def test_suggest_ranks_items_with_reasons(run: Run, sure: ScriptedEndpoint, tmp_
 
 
 def test_orders_that_disagree_are_told(make_judge: MakeJudge, capsys: pytest.CaptureFixture[str]) -> None:
-    from memalign import Scale
     from memalign.cli.judge import _show
 
     judge = make_judge(ScriptedChatModel(lambda request: "A"), scale=Scale.pairwise(), explain=False)  # noqa: F811

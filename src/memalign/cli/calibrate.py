@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,11 +83,20 @@ def _show(scale: Scale, result: Calibration, agreement: float) -> None:
     if covered is None:
         say(f"no confidence reaches an agreement of {short(agreement)} on these records")
         return
-    at_least = f"{int(covered.threshold * 1000) / 1000:.3f}".rstrip("0")
+    below = max((point.threshold for point in result.after.curve if point.threshold < covered.threshold), default=-1.0)
     say(
-        f"for an agreement of {short(agreement)}: --abstain-below {at_least} keeps {covered.coverage:.0%} of the verdicts "
+        f"for an agreement of {short(agreement)}: --abstain-below {_at_least(covered.threshold, below)} keeps {covered.coverage:.0%} of the verdicts "
         f"({covered.n} of {result.after.n}) with accuracy {covered.agreement}"
     )
+
+
+def _at_least(threshold: float, below: float) -> str:
+    """A threshold cut down to three digits, or to as many as keep it above the next confidence ``below`` it."""
+    for digits in range(3, 20):
+        cut = Decimal(threshold).quantize(Decimal(10) ** -digits, ROUND_FLOOR)
+        if float(cut) > below:
+            break
+    return f"{cut:f}".rstrip("0").rstrip(".")
 
 
 def _weights(scale: Scale, decision: Decision) -> str:
