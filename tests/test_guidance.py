@@ -76,6 +76,29 @@ def test_what_an_expert_retired_is_not_learned_again(make_judge: MakeJudge, db: 
     assert [guideline.id for guideline in judge.memory.guidelines()] == ["g1"]
 
 
+def test_what_an_expert_retired_is_not_learned_again_after_a_rollback_to_it(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(1, "never be rude")])
+    judge.memory.retire("g1")
+    judge.memory.pin("g1")
+    judge.memory.rollback(2)
+    judge.memory.rollback(3)
+    judge.memory.rollback(4)
+    assert "an expert retired g1" in judge.align([record(2, "never be rude")]).rejected[0].reason
+
+
+def test_what_lost_its_evidence_is_learned_again_after_a_rollback_to_its_loss(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(1, "never be rude")])
+    judge.memory.retire("g1")
+    judge.memory.pin("g1")
+    judge.memory.unpin("g1")
+    judge.unalign([record(1).id])
+    judge.memory.pin("g1")
+    judge.memory.rollback(5)
+    assert len(judge.align([record(2, "never be rude")]).added) == 1
+
+
 def test_what_lost_its_evidence_is_learned_again(make_judge: MakeJudge) -> None:
     judge = make_judge()
     judge.align([record(1, "never be rude")])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, insert, select, update
+from sqlalchemy import Connection, Row, Select, exists, insert, select, update
 
 from memalign.errors import NotFound
 from memalign.memory.revisions import holds_at
@@ -104,10 +105,11 @@ def retire_unsupported(connection: Connection, judge_id: int, revision: int) -> 
 def turned_down(connection: Connection, judge_id: int) -> list[Guideline]:
     """The guidelines that an expert retired; those that lost their evidence are not among them."""
     made = schema.revision
-    chosen = select(_TABLE.c.id, _TABLE.c.version, _TABLE.c.text).join(made, (made.c.judge_id == judge_id) & (made.c.number == _TABLE.c.since))
-    condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.until.is_(None) & (_TABLE.c.state == "retired") & (made.c.verb == "retire")
-    found = connection.execute(chosen.where(condition))
-    return [Guideline(id=row.id, version=row.version, text=row.text, state="retired") for row in found]
+    chosen = select(_TABLE.c.id, _TABLE.c.version, _TABLE.c.text, made.c.verb, made.c.counts)
+    joined = chosen.join(made, (made.c.judge_id == _TABLE.c.judge_id) & (made.c.number == _TABLE.c.since))
+    retired: Select[Any] = joined.where(_TABLE.c.judge_id == judge_id, _TABLE.c.state == "retired")
+    found = connection.execute(retired.where(_TABLE.c.until.is_(None))).all()
+    return [Guideline(id=row.id, version=row.version, text=row.text, state="retired") for row in found if _by_hand(connection, retired, row)]
 
 
 def resting_on(connection: Connection, judge_id: int, revision: int, rows: Sequence[int]) -> list[Guideline]:
@@ -204,6 +206,14 @@ def _signs(connection: Connection, guideline_row: int) -> dict[int, int]:
     link = schema.evidence
     found = connection.execute(select(link.c.feedback_row, link.c.sign).where(link.c.guideline_row == guideline_row))
     return {row.feedback_row: row.sign for row in found}
+
+
+def _by_hand(connection: Connection, retired: Select[Any], version: Row[Any]) -> bool:
+    """Whether an expert retired a version; what a rollback brought back is judged by its target."""
+    held: Row[Any] | None = version
+    while held is not None and held.verb == "rollback":
+        held = connection.execute(retired.where(_TABLE.c.id == held.id, holds_at(_TABLE, json.loads(held.counts)["to"]))).first()
+    return held is not None and held.verb == "retire"
 
 
 def _supports(signs: Mapping[int, int]) -> set[int]:
