@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -451,6 +452,17 @@ def test_a_judge_works_on_one_loop_after_another_and_from_threads(make_judge: Ma
     with ThreadPoolExecutor(4) as pool:
         assert {verdict.value for verdict in pool.map(lambda number: judge(outputs=f"y {number}"), range(8))} == {True}
     assert threading.active_count() < 60
+
+
+def test_a_model_that_exits_is_heard_by_the_caller_and_later_judgements_go_on(make_judge: MakeJudge) -> None:
+    def leave(_: ChatRequest) -> Any:
+        raise SystemExit(3)
+
+    leaving, staying = make_judge(ScriptedChatModel(leave)), make_judge()
+    for ask in (partial(leaving, outputs="x"), partial(leaving.batch, [Item(outputs="x")])):
+        with pytest.raises(SystemExit, match="3"):
+            ask()
+        assert staying(outputs="x").value is True
 
 
 def test_a_judge_pickles_and_works_in_another_process(make_judge: MakeJudge, db: str) -> None:

@@ -48,8 +48,17 @@ def background_loop() -> asyncio.AbstractEventLoop:
     with _lock:
         if _loop is None or _pid != os.getpid():
             _loop, _pid = asyncio.new_event_loop(), os.getpid()
-            threading.Thread(target=_loop.run_forever, name="memalign", daemon=True).start()
+            threading.Thread(target=_serve, args=(_loop,), name="memalign", daemon=True).start()
         return _loop
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    while True:
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt):  # asyncio lets those of a task through; the task holds it as well, and hands it over
+            continue
+        return
 
 
 def _hand_over(task: asyncio.Task[T], outcome: Future[T]) -> None:
