@@ -284,7 +284,7 @@ def test_a_megabyte_is_judged_and_learned(make_judge: MakeJudge) -> None:
 
 
 @pytest.mark.parametrize(
-    "item", [{}, {"inputs": ""}, {"outputs": "half \ud800"}, {"outputs": [[]]}, {"inputs": {"a": None}, "outputs": 0.1}, {"outputs": "\x00"}]
+    "item", [{"inputs": ""}, {"outputs": "half \ud800"}, {"outputs": [[]]}, {"inputs": {"a": None}, "outputs": 0.1}, {"outputs": "\x00"}]
 )
 def test_odd_items_are_judged(make_judge: MakeJudge, item: dict[str, Any]) -> None:
     judge = make_judge()
@@ -525,13 +525,71 @@ def test_a_judge_of_another_scale_is_refused_and_changes_nothing(make_judge: Mak
     assert Judge.load(db, "polite").scale == Scale.boolean()
 
 
-BAD = [{"name": " "}, {"instructions": ""}, {"k": -1}, {"k": 2.5}, {"k": "5"}, {"exemplars": -1}, {"exemplars": 1.5}, {"floor": "x"}]
+BAD = [
+    *({"name": " "}, {"name": None}, {"instructions": ""}, {"instructions": 5}, {"scale": "boolean"}, {"model": 5}, {"temperature": "hot"}),
+    {"k": -1},
+    {"k": 2.5},
+    {"k": "5"},
+    {"exemplars": -1},
+    {"exemplars": 1.5},
+    {"floor": "x"},
+]
 
 
 @pytest.mark.parametrize("bad", [*BAD, {"floor": float("nan")}, {"retrieval": 5}])
 def test_a_judge_that_cannot_be_is_refused_at_once(make_judge: MakeJudge, bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(bad))):
         make_judge(**bad)
+
+
+def test_a_memory_may_be_a_path(make_judge: MakeJudge, tmp_path: Path) -> None:
+    path = tmp_path / "judge.db"
+    make_judge(memory=path)(outputs="x")
+    assert Judge.load(path, "polite").location == str(path)
+
+
+def test_nothing_is_not_judged(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(expert)
+    with pytest.raises(BadRecord, match="nothing to judge: give inputs, outputs or both"):
+        make_judge(model)()
+    assert model.requests == []
+
+
+def test_what_is_no_item_fails_in_its_place(make_judge: MakeJudge) -> None:
+    given: list[Any] = [{"outputs": "x"}, Item(outputs="x")]
+    failed, judged = make_judge().batch(given)
+    assert isinstance(failed, Failure)
+    assert failed.error == "BadRecord: must be an Item or a Feedback, not dict"
+    assert isinstance(judged, Verdict)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([record(1), {"outputs": "x", "value": True}], "row 2: must be a Feedback, not dict"),
+        ("feedback.jsonl", "row 1: must be a Feedback, not str"),
+        (record(1), "give a list of Feedback, not one Feedback"),
+        (None, "give a list of Feedback, not one NoneType"),
+    ],
+)
+def test_what_is_no_feedback_is_refused_before_anything_is_stored(make_judge: MakeJudge, given: Any, reason: str) -> None:
+    judge = make_judge()
+    for verb in (judge.align, judge.evaluate, judge.overwrite)[: 2 if isinstance(given, Feedback) else 3]:
+        with pytest.raises(BadRecord, match=f"^{reason}$"):
+            verb(given)
+    assert judge.memory.history() == []
+    assert judge.memory.waiting() == 0
+
+
+def test_ids_that_are_none_are_refused(make_judge: MakeJudge) -> None:
+    with pytest.raises(ConfigurationError, match="ids are texts, not 5"):
+        make_judge().unalign(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("time", ["2026-01-01", None, 5])
+def test_a_time_that_is_none_is_refused(time: Any) -> None:
+    with pytest.raises(BadRecord, match="field 'created_at': must be a datetime"):
+        Feedback(outputs="x", value=True, created_at=time)
 
 
 def test_a_number_of_cases_that_cannot_be_is_refused_when_it_is_tried(make_judge: MakeJudge) -> None:

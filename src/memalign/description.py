@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from inspect import signature
+from os import fspath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from memalign import edge
@@ -33,7 +35,7 @@ class Description:
         scale: Scale,
         model: str | ChatModel,
         *,
-        memory: str | None = None,
+        memory: str | Path | None = None,
         reflection_model: str | ChatModel | None = None,
         embedder: str | Embedder = "local/minilm",
         k: int | None = None,
@@ -62,15 +64,14 @@ class Description:
         probabilities, not the likeliest (no); ``retention``: limits beyond which records are purged; ``weights``: how much an annotator counts in
         votes of the cases and in majorities (1 each; 0 is not heard there). Raises ConfigurationError.
         """
-        if not name.strip() or not instructions.strip():
-            raise ConfigurationError("a judge needs a name and instructions")
+        _check_asked(name, instructions, scale, temperature)
         check_shown(0 if k is None else k, floor, exemplars)
         self.name, self.instructions = name, instructions.strip()
         self.scale = scale
         self.model = model
         self.reflection_model = model if reflection_model is None else reflection_model
         self.embedder = embedder
-        self.location = memory
+        self.location = None if memory is None else fspath(memory)
         self.temperature, self.floor = temperature, floor
         self.retention = retention
         self.weights = _checked(weights or {})
@@ -88,13 +89,13 @@ class Description:
             raise ConfigurationError("abstain_below is a confidence from 0 to 1, and votes are 1 or more")
 
     @classmethod
-    def load(cls, memory: str, name: str, **changes: Any) -> Self:
+    def load(cls, memory: str | Path, name: str, **changes: Any) -> Self:
         """The judge of a name in a memory; ``changes`` override stored settings. Raises NotFound."""
         from memalign.memory import judge_settings
         from memalign.memory.retention import Retention
         from memalign.stores import open_store
 
-        store = open_store(memory)
+        store = open_store(fspath(memory))
         try:
             settings = judge_settings(store, name)
         finally:
@@ -189,9 +190,21 @@ def check_shown(k: int, floor: float, exemplars: int = 0) -> None:
         raise ConfigurationError(f"floor is a cosine similarity from -1 to 1, not {floor!r}")
 
 
+def _check_asked(name: str, instructions: str, scale: Scale, temperature: float) -> None:
+    if not all(isinstance(text, str) and text.strip() for text in (name, instructions)):
+        raise ConfigurationError("a judge needs a name and instructions, both of them text")
+    if not isinstance(scale, Scale):
+        raise ConfigurationError(f"scale must be a Scale, e.g. Scale.boolean(), not {scale!r:.80}")
+    if not isinstance(temperature, int | float) or not temperature >= 0:
+        raise ConfigurationError(f"temperature must be a number from 0, not {temperature!r:.80}")
+
+
 def model_name(part: str | ChatModel) -> str:
-    """The ``provider/model`` of a model, opened or not."""
-    return part if isinstance(part, str) else part.name
+    """The ``provider/model`` of a model, opened or not. Raises ConfigurationError for what is none."""
+    name = part if isinstance(part, str) else getattr(part, "name", None)
+    if not isinstance(name, str):
+        raise ConfigurationError(f"a model is named provider/model, or is an object with the ChatModel protocol, not {part!r:.80}")
+    return name
 
 
 def _checked(weights: Mapping[str, float]) -> dict[str, float]:

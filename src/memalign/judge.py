@@ -13,7 +13,7 @@ from memalign import edge
 from memalign.description import check_shown, model_name
 from memalign.errors import BadRecord, ConfigurationError
 from memalign.owning import Owned, Progress, silent
-from memalign.records import Failure, Feedback, Item, Verdict
+from memalign.records import Failure, Feedback, Item, Verdict, each_feedback
 
 if TYPE_CHECKING:
     from memalign.agreement import Agreement
@@ -47,7 +47,7 @@ class Judge(Owned):
         """Judge one item; see ``__call__``."""
         from memalign.judging import judge
 
-        item = Item(inputs=inputs, outputs=outputs, expectations=expectations)
+        item = Item(inputs=inputs, outputs=outputs, expectations=expectations).check_given()
         return await judge(self.session, self.task, item, self._recall(), temperature=self.temperature, caution=self._caution(abstain_below, votes))
 
     def batch(
@@ -326,7 +326,7 @@ class Judge(Owned):
     def _checked(self, feedback: Iterable[Feedback]) -> list[Feedback]:
         """Feedback that can be stored, with its values in the scale's own form. Raises BadRecord, naming the record's place."""
         checked = []
-        for place, record in enumerate(feedback, start=1):
+        for place, record in enumerate(each_feedback(feedback), start=1):
             try:
                 checked.append(replace(record.check_storable(), value=self.scale.check(record.value)))
             except BadRecord as error:

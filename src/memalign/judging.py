@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 from uuid import uuid4
 
-from memalign.errors import ConfigurationError, ItemTooLong, MemalignError, UnreadableReply
+from memalign.errors import BadRecord, ConfigurationError, ItemTooLong, MemalignError, UnreadableReply
 from memalign.memory import Memory, revisions
 from memalign.memory.revisions import Decision
 from memalign.pairwise import mirrored, mirrored_case
@@ -60,6 +60,8 @@ async def judge(session: Session, task: Task, item: Item, recall: Recall, *, tem
     started = time.perf_counter()
     meter = Meter()
     try:
+        if not isinstance(item, Item):
+            raise BadRecord(f"must be an Item or a Feedback, not {type(item).__name__}")
         item_id = item.id  # refuses at once what is no JSON value
         brought = await recalled(session, meter, task, item, recall, fitted=caution.fitted)
         context, reading = await answered(session, meter, task, item, recall, brought, temperature=temperature, caution=caution)

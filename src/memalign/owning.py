@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from memalign import edge
 from memalign.description import Description
 from memalign.errors import ConfigurationError, MemalignError
-from memalign.records import Feedback
+from memalign.records import Feedback, each_feedback
 
 if TYPE_CHECKING:
     from memalign.alignment import AlignReport, Mode, Withdrawal
@@ -73,7 +73,7 @@ class Owned(Description):
         from memalign.alignment.forget import overwritable
 
         self._writable()
-        records = [feedback] if isinstance(feedback, Feedback) else list(feedback)
+        records = [feedback] if isinstance(feedback, Feedback) else list(each_feedback(feedback))
         await asyncio.to_thread(overwritable, self.memory, [record.id for record in records])
         return await self.aalign(records, verify=verify, override=override, actor=actor, progress=progress)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -45,6 +45,12 @@ class Item:
         """The digest of the content: equal items have equal ids."""
         return content_hash(self.inputs, self.outputs, self.expectations)
 
+    def check_given(self) -> Item:
+        """The item itself; raises BadRecord when there is nothing to judge."""
+        if self.inputs is None and self.outputs is None and self.expectations is None:
+            raise BadRecord("there is nothing to judge: give inputs, outputs or both")
+        return self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feedback:
@@ -77,6 +83,8 @@ class Feedback:
             raise BadRecord("is missing", field="value")
         if self.inputs is None and self.outputs is None:
             raise BadRecord("inputs and outputs are both missing", field="outputs")
+        if not isinstance(self.created_at, datetime):
+            raise BadRecord(f"must be a datetime, not {type(self.created_at).__name__}", field="created_at")
         if self.created_at.tzinfo is None:
             object.__setattr__(self, "created_at", self.created_at.replace(tzinfo=UTC))
         if not self.id:
@@ -105,6 +113,16 @@ class Feedback:
     def teaches_the_same_as(self, other: Feedback) -> bool:
         """Whether nothing that teaches differs: what is said, and by whom (time and source do not teach)."""
         return self.annotator == other.annotator and self.says_the_same_as(other)
+
+
+def each_feedback(given: Iterable[Feedback]) -> Iterator[Feedback]:
+    """The records one by one. Raises BadRecord for what is none, naming its place."""
+    if not isinstance(given, Iterable):
+        raise BadRecord(f"give a list of Feedback, not one {type(given).__name__}")
+    for place, record in enumerate(given, start=1):
+        if not isinstance(record, Feedback):
+            raise BadRecord(f"must be a Feedback, not {type(record).__name__}", row=place)
+        yield record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

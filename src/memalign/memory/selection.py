@@ -58,6 +58,8 @@ class Selection:
         everything: bool = False,
     ) -> Self:
         """A selection as users give it. Raises ConfigurationError when nothing is named, or for a time that cannot be read."""
+        if not isinstance(ids, Iterable | None):
+            raise ConfigurationError(f"ids are texts, not {ids!r:.80}")
         named = (ids,) if isinstance(ids, str) else tuple(dict.fromkeys(ids or ()))
         filters = [part for part in (annotator, before, after, source, search, like) if part is not None]
         if everything and (named or filters):
