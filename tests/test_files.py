@@ -212,7 +212,19 @@ def test_csv_rows_are_named_by_the_line_they_start_on(save: Callable[..., Path])
     assert [record.outputs for record in result.records] == ["two\nlines", "last"]
     assert told(result) == [(4, "value"), (5, ""), (6, ""), (7, ""), (9, "")]
     assert "has 3 cells, the header has 2" in result.problems[1].reason
+    assert "is not readable CSV" in result.problems[3].reason
+    assert "line" not in result.problems[3].reason
     assert "is not readable CSV" in result.problems[4].reason
+
+
+def test_a_quote_that_is_not_closed_says_which_lines_it_takes_with_it(save: Callable[..., Path]) -> None:
+    result = read_feedback(save('outputs,value\nfirst,yes\n"never closed,yes\nlost,yes\nlost too,no\n', "a.csv"), BOOLEAN)
+    assert [record.outputs for record in result.records] == ["first"]
+    assert "row 3: " in str(result.problems[0])
+    assert result.problems[0].reason.endswith("; lines 3 to 5 are read as this one row: look for a quote that is not closed")
+    closed_later = read_feedback(save('outputs,value\n"never closed,yes\n"lost",yes\nlast,no\n', "b.csv"), BOOLEAN)
+    assert [record.outputs for record in closed_later.records] == ["last"]
+    assert "lines 2 to 3 are read as this one row" in closed_later.problems[0].reason
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,9 @@ def _cells(text: IO[str], delimiter: str) -> Iterator[tuple[int, list[str] | Row
         except StopIteration:
             return
         except csv.Error as error:
-            yield number, RowProblem(number, "", f"is not readable CSV ({error})")
+            last = table.line_num
+            swallowed = f"; lines {number} to {last} are read as this one row: look for a quote that is not closed" if last > number else ""
+            yield number, RowProblem(number, "", f"is not readable CSV ({error}){swallowed}")
         else:
             if any(cell.strip() for cell in cells):
                 yield number, cells
