@@ -379,6 +379,45 @@ def test_options_of_align_that_cannot_be_used(run: Run, judge: str, tmp_path: Pa
     assert json.loads(run("memory", "list", "--json").stdout)["counts"]["episodes"] == 1, "learned nevertheless"
 
 
+def test_a_missing_key_is_told_and_nothing_is_lost(
+    run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as without:
+        without.delenv("OPENAI_BASE_URL")
+        output = run("align", jsonl(tmp_path / "f.jsonl", row(1), row(2)), code=2).output
+    assert "error: no API key: set OPENAI_API_KEY, or OPENAI_BASE_URL" in output
+    assert json.loads(run("align", "--json").output)["unconsumed"] == 0
+    assert "2 case(s)" in run("memory", "list").output
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+def test_a_field_of_ten_megabytes_is_learned_and_judged_and_one_byte_more_is_told(
+    run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path
+) -> None:
+    rows = [row(1, outputs="x" * 10_000_000), row(2, outputs="y" * 10_000_001), row(3)]
+    path = jsonl(tmp_path / "f.jsonl", *rows)
+    learned = run("align", path, "--verify", "off", "--json", code=1)
+    assert json.loads(learned.stdout)["new"] == 2
+    judged = run("judge", path, code=1)
+    assert {json.loads(line)["id"] for line in judged.stdout.splitlines()} == {"r1", "r3"}
+    for result in (learned, judged):
+        assert "row 2, field 'outputs': " in result.stderr
+        assert len(result.output) < 20_000
+    assert len(max((asked.body["messages"][-1]["content"] for asked in endpoint.requests if "messages" in asked.body), key=len)) > 10_000_000
+
+
+@pytest.mark.parametrize("verb", [["memory", "list", "--episodes"], ["align"], ["judge", "--outputs", "a reply"], ["db", "check"]])
+def test_damaged_pages_are_told_by_whatever_reads_them(run: Run, taught: str, db: str, verb: list[str]) -> None:
+    with closing(sqlite3.connect(db)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'feedback'").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    with Path(db).open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    assert "restore it from a copy" in run(*verb, code=2).output
+
+
 def test_an_endpoint_that_is_down_is_retryable_and_nothing_is_lost(run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
     for _ in range(2):  # distillation and embedding
         endpoint.then(503)
