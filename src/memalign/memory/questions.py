@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
@@ -10,6 +9,7 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 from memalign.memory import semantic
 from memalign.memory.revisions import holds_at
 from memalign.stores import schema
+from memalign.stores.types import parsed
 
 _TABLE = schema.question
 
@@ -62,7 +62,7 @@ def settle(connection: Connection, judge_id: int, revision: int) -> None:
 def _outvoted(connection: Connection, judge_id: int, guideline_id: str) -> bool:
     """Whether the cases against a guideline weigh at least as much as those for it, each as much as its annotator."""
     link, record, held = schema.evidence, schema.feedback, semantic.live(connection, judge_id, guideline_id)
-    settings = json.loads(connection.execute(select(schema.judge.c.settings).where(schema.judge.c.id == judge_id)).scalar_one())
+    settings = parsed(connection.execute(select(schema.judge.c.settings).where(schema.judge.c.id == judge_id)).scalar_one())
     weights = settings.get("weights") or {}
     query = select(link.c.sign, record.c.annotator).join(record, record.c.row == link.c.feedback_row)
     cited = connection.execute(query.where(link.c.guideline_row == held.row)).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -14,6 +13,7 @@ from memalign.errors import NotFound
 from memalign.memory.revisions import holds_at
 from memalign.records import Guideline, GuidelineState
 from memalign.stores import schema
+from memalign.stores.types import parsed
 
 _TABLE = schema.guideline
 _CHUNK = 500
@@ -212,7 +212,7 @@ def _by_hand(connection: Connection, retired: Select[Any], version: Row[Any]) ->
     """Whether an expert retired a version; what a rollback brought back is judged by its target."""
     held: Row[Any] | None = version
     while held is not None and held.verb == "rollback":
-        held = connection.execute(retired.where(_TABLE.c.id == held.id, holds_at(_TABLE, json.loads(held.counts)["to"]))).first()
+        held = connection.execute(retired.where(_TABLE.c.id == held.id, holds_at(_TABLE, parsed(held.counts)["to"]))).first()
     return held is not None and held.verb == "retire"
 
 
