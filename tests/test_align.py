@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import select
 
@@ -24,7 +25,7 @@ from memalign import Judge, edge
 from memalign.alignment import record as store
 from memalign.alignment.operations import check, guideline_text, parse
 from memalign.embedders.scripted import HashEmbedder
-from memalign.errors import BadRecord, ConfigurationError, ModelRefused, ModelUnavailable, NotFound, UnreadableReply
+from memalign.errors import BadRecord, ConfigurationError, EmbeddingError, ModelRefused, ModelUnavailable, NotFound, UnreadableReply
 from memalign.memory import episodic
 from memalign.models import ChatReply, ChatRequest
 from memalign.models.scripted import ScriptedChatModel
@@ -530,6 +531,58 @@ def test_an_embedder_that_fails_loses_nothing(make_judge: MakeJudge, error: Exce
     flaky.broken = False
     report = judge.align()
     assert (report.revision, len(report.added), report.unconsumed, len(judge.memory.episodes())) == (1, 1, 0, 2)
+
+
+class Picky(HashEmbedder):
+    """Refuses every call with a text that holds a word, by an error or by a vector of zeros."""
+
+    word, zeros = "endless", False
+
+    async def embed(self, texts: Any) -> Any:
+        if any(self.word in text for text in texts):
+            if not self.zeros:
+                raise EmbeddingError("a text does not fit the window")
+            return np.array([row * (self.word not in text) for row, text in zip(await super().embed(texts), texts, strict=True)])
+        return await super().embed(texts)
+
+
+@pytest.mark.parametrize(("zeros", "reason"), [(False, "does not fit the window"), (True, "gave zeros")])
+def test_a_text_that_the_embedder_refuses_waits_and_stops_no_other(make_judge: MakeJudge, zeros: bool, reason: str) -> None:
+    model, picky = ScriptedChatModel(expert), Picky()
+    picky.zeros = zeros
+    judge = make_judge(model, embedder=picky)
+    endless = replace(record(2, "be brief", outputs="endless " * 9), id="long")
+    report = judge.align([record(1, "apologise"), endless, *(record(number, f"reason {number}") for number in range(3, 9))])
+    (failed,) = report.failed_batches
+    assert (failed.feedback_ids, failed.retryable, report.unconsumed, len(judge.memory.episodes())) == (("long",), False, 1, 7)
+    (line,) = [line for line in report.remarks() if "record(s) not distilled (long): scripted/hash-64 refuses the item" in line]
+    assert reason in line
+    assert "shorten the item, or name an embedder that reads long texts in windows" in line
+    assert not any("be brief" in text for text in texts(judge))
+    before = len(model.requests)
+    again = judge.align()
+    assert (again.failed_batches, again.revision, len(model.requests)) == (report.failed_batches, 1, before), "told again, at no cost of the model"
+    more = judge.align([record(9, "greet")])
+    assert (more.failed_batches, more.unconsumed, len(more.added)) == (report.failed_batches, 1, 1)
+    judge.align([replace(endless, outputs="a short text")])
+    assert (judge.memory.waiting(), len(judge.memory.episodes())) == (0, 9)
+
+
+def test_a_change_that_the_embedder_refuses_leaves_the_earlier_version_as_it_is(make_judge: MakeJudge) -> None:
+    judge = make_judge(embedder=Picky())
+    judge.align([replace(record(1, "apologise"), id="a")])
+    report = judge.align([replace(record(1, "be warm", outputs="endless " * 9), id="a"), record(2, "greet")])
+    assert ([batch.feedback_ids for batch in report.failed_batches], report.retired) == ([("a",)], ())
+    assert [episode.feedback.rationale for episode in judge.memory.episodes()] == ["apologise", "greet"]
+    assert len(texts(judge)) == 2
+
+
+def test_an_embedder_that_refuses_every_text_is_an_error(make_judge: MakeJudge) -> None:
+    judge = make_judge(embedder=(picky := Picky()))
+    picky.word = ""
+    with pytest.raises(EmbeddingError, match="does not fit"):
+        judge.align([record(1, "apologise"), record(2)])
+    assert judge.memory.waiting() == 2
 
 
 def test_calls_of_an_alignment_that_failed_stand_in_the_ledger(make_judge: MakeJudge) -> None:

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from conftest import distilled, says
-from endpoint import ScriptedEndpoint, completion
+from endpoint import ScriptedEndpoint, completion, fault
 from memalign import Judge
 from memalign.cli import app
 from memalign.models import ChatRequest, Message
@@ -318,6 +318,30 @@ def test_feedback_on_standard_input_and_in_csv(run: Run, judge: str, tmp_path: P
 def test_a_missing_file_is_a_usage_error(run: Run, judge: str, tmp_path: Path) -> None:
     assert "there is no file" in run("align", str(tmp_path / "nowhere.jsonl"), code=2).stderr
     assert "known endings" in run("align", str(tmp_path / "feedback.xml"), code=2).stderr
+
+
+def test_an_item_beyond_the_embedders_window_is_named_and_stops_no_other(run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    too_long = fault("This model's maximum context length is 8192 tokens")
+    endpoint.then(400, too_long)
+    told = run("align", jsonl(tmp_path / "long.jsonl", row(1, rationale="")), code=1).stdout
+    assert "1 record(s) not distilled (r1): openai/test-embed refuses the item" in told
+    assert "maximum context length is 8192 tokens" in told
+    endpoint.then(400, too_long).then().then(400, too_long)
+    more = json.loads(run("align", jsonl(tmp_path / "more.jsonl", row(2, rationale="")), "--json", code=1).stdout)
+    assert ([batch["feedback_ids"] for batch in more["failed_batches"]], more["unconsumed"]) == ([["r1"]], 1)
+    assert json.loads(run("memory", "list", "--json").stdout)["counts"]["episodes"] == 1
+    assert json.loads(run("align", "--json").stdout)["unconsumed"] == 0
+
+
+def test_a_dropped_connection_while_aligning_loses_nothing(
+    run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint.then(drop=True).then(drop=True)
+    assert "gave no answer in 1 attempt" in run("align", jsonl(tmp_path / "feedback.jsonl", row(1), row(2)), code=3).stderr
+    monkeypatch.setenv("MEMALIGN_RETRIES", "3")
+    endpoint.then(drop=True)
+    report = json.loads(run("align", "--json").stdout)
+    assert ([guideline["evidence_for"] for guideline in report["added"]], report["unconsumed"]) == ([["r1", "r2"]], 0)
 
 
 def test_failed_batches_are_taken_up_by_align_without_a_file(run: Run, judge: str, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:

@@ -515,7 +515,7 @@ def test_an_embedder_that_changes_its_dimension_spoils_nothing(make_judge: MakeJ
 
 
 def test_nan_from_an_embedder_is_an_error_and_no_feedback_is_lost(make_judge: MakeJudge) -> None:
-    judge = make_judge(embedder=Changing(np.full(4, np.nan), np.eye(4)[0]))
+    judge = make_judge(embedder=Changing(*[np.full(4, np.nan)] * 2, np.eye(4)[0]))
     with pytest.raises(EmbeddingError, match="NaN"):
         judge.align([reply(1, "one two three four five six seven eight nine")])
     assert judge.memory.waiting() == 1
@@ -546,7 +546,7 @@ def test_vectors_of_any_length_are_compared_by_their_direction(make_judge: MakeJ
 
 
 def test_a_vector_of_zeros_is_refused_and_no_feedback_is_lost(make_judge: MakeJudge) -> None:
-    judge = make_judge(embedder=Changing(np.zeros(4), np.eye(4)[0]))
+    judge = make_judge(embedder=Changing(*[np.zeros(4)] * 2, np.eye(4)[0]))
     with pytest.raises(EmbeddingError, match="gave zeros for text 1 of 1"):
         judge.align([reply(1, "one two three four five six seven eight nine")])
     assert judge.memory.waiting() == 1

@@ -111,7 +111,7 @@ class Judge(Owned):
         wrong one, is kept as a candidate that the judge does not read; with ``override`` it stands, and the report says what it does.
         ``screen``: whether the judge is asked about each new item first, one call an item, so that its errors lead distillation; by default
         with ``verify="full"``, which judges them all anyway. Verdicts it gave in service are known without a call.
-        Raises BadRecord for a value off the scale, before anything is stored, and what the embedder raises.
+        Raises BadRecord for a value off the scale, before anything is stored, and what the embedder raises, unless it refuses single texts.
         """
         return edge.run(self.aalign(feedback, verify=verify, override=override, screen=screen, actor=actor, progress=progress))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,10 @@ from memalign.alignment.asking import Pace
 from memalign.alignment.budget import Limits
 from memalign.alignment.commit import commit
 from memalign.alignment.distil import Distilling
+from memalign.alignment.embed import Refused, embed
 from memalign.alignment.plan import HELD, Plan
 from memalign.alignment.proving import named, prove
-from memalign.alignment.report import AlignReport
+from memalign.alignment.report import AlignReport, FailedBatch
 from memalign.alignment.screen import missed, screen
 from memalign.alignment.verify import Trying
 from memalign.errors import MemalignError, StoreBusy
@@ -52,13 +53,15 @@ async def align(
     """Learn from feedback, and from what an earlier alignment could not finish.
 
     Feedback is stored before anything is asked of a model, so no error loses it. ``screening``: the judge is asked about each new record
-    first; without it, only logged verdicts tell where it erred. Raises what the embedder raises; a failure of screening or distillation stands in
-    the way of nothing else.
+    first; without it, only logged verdicts tell where it erred. Raises what the embedder raises, unless it refuses single texts: their records
+    wait; a failure of screening or distillation stands in the way of nothing else.
     """
     meter = Meter()
     seen = await asyncio.to_thread(record, session.memory, list(feedback))
+    refused = dict[str, FailedBatch]()
+    learn = partial(_learn, session, task, seen, refused, meter, trying)
     for _ in range(_ATTEMPTS):
-        report = await _learn(session, task, seen, meter, trying, screening=screening, actor=actor, pace=pace, limits=limits, progress=progress)
+        report = await learn(screening=screening, actor=actor, pace=pace, limits=limits, progress=progress)
         if report is not None:
             return report
     raise StoreBusy("memory was purged again and again while this align was under way; its feedback is stored: run align again")
@@ -68,6 +71,7 @@ async def _learn(
     session: Session,
     task: Task,
     seen: Counter[str],
+    refused: dict[str, FailedBatch],
     meter: Meter,
     trying: Trying,
     *,
@@ -77,11 +81,16 @@ async def _learn(
     limits: Limits,
     progress: Progress,
 ) -> AlignReport | None:
-    """Distil what waits, and commit it; None when a purge came between: what models said before it is thrown away, since it may rest on what went."""
-    plan = await asyncio.to_thread(_plan, session.memory, task.instructions)
+    """Distil what waits, and commit it; None when a purge came between: what models said before it is thrown away, since it may rest on what went.
+
+    None, too, when the embedder turned out to refuse some texts: they are put with ``refused``, whose records are left out.
+    """
+    plan = await asyncio.to_thread(_plan, session.memory, task.instructions, refused)
     texts = {stored.content_hash: search_text(stored.feedback.item) for stored in plan.waiting if stored.since is None}
-    embedding = asyncio.create_task(session.vectors(meter, texts))
+    embedding = asyncio.create_task(embed(session, meter, texts))
     try:
+        if sum(stored.since is None for stored in plan.waiting) > seen["new"] + seen["changed"]:  # what was refused before is not distilled again
+            await asyncio.shield(embedding)
         if screening:
             opinion = partial(trying.replay, guidelines=None, purpose="screen")
             plan.waiting = await screen(session.memory, meter, opinion, plan.waiting, partial(progress, "screen"))
@@ -90,8 +99,12 @@ async def _learn(
         counter = _Counter(progress, len(learnable))
         distilling = Distilling(session=session, meter=meter, task=task, plan=plan, pace=pace, personal=limits.personal_data, progress=counter.add)
         distilled = await distilling.run(learnable, near)
+        distilled.failed += refused.values()
         plan.embedded = await embedding | distilled.vectors
         proof = await prove(trying, session.memory, meter, task, plan, distilled, limits, progress=progress)
+    except Refused as found:
+        refused |= found.batches(plan.waiting, session.embedder.id)
+        return None
     except MemalignError:
         session.memory.log(meter.calls)  # what was paid for stands in the ledger, whatever came of it
         raise
@@ -136,10 +149,10 @@ def record(memory: Memory, feedback: Sequence[Feedback]) -> Counter[str]:
     return seen
 
 
-def _plan(memory: Memory, instructions: str) -> Plan:
+def _plan(memory: Memory, instructions: str, refused: Collection[str]) -> Plan:
     judge_id = memory.judge_id
     with memory.store.reading() as connection:
-        waiting = episodic.waiting(connection, judge_id)
+        waiting = [one for one in episodic.waiting(connection, judge_id) if one.since is not None or one.content_hash not in refused]
         replaced = episodic.live_rows(connection, judge_id, [stored.feedback.id for stored in waiting if stored.since is None])
         old = list(replaced.values())
         again = episodic.by_rows(connection, sorted(semantic.remaining_evidence(connection, judge_id, old)))

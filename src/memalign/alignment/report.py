@@ -9,10 +9,13 @@ from memalign.alignment.operations import Rejected
 from memalign.alignment.proof import UNREAD, Verification
 from memalign.records import Guideline, Usage
 
+_NAMED = 5
+"""Records of a failed batch that are named in a line."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedBatch:
-    """Records that could not be distilled; they stay unconsumed and the next ``align`` takes them up."""
+    """Records that could not be distilled, or not be embedded; they stay unconsumed and the next ``align`` takes them up."""
 
     feedback_ids: tuple[str, ...]
     error: str
@@ -93,7 +96,8 @@ class AlignReport:
         lines += [f"  ! new guidelines were not compared with the others ({why}); look for what they repeat or contradict" for why in self.unrelated]
         for batch in self.failed_batches:
             again = "run align again" if batch.retryable else "mend the cause, then run align again"
-            lines.append(f"  ! {len(batch.feedback_ids)} record(s) not distilled: {batch.error} - nothing is lost; {again}")
+            ids = ", ".join(batch.feedback_ids[:_NAMED]) + ", ..." * (len(batch.feedback_ids) > _NAMED)
+            lines.append(f"  ! {len(batch.feedback_ids)} record(s) not distilled ({ids}): {batch.error} - nothing is lost; {again}")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
