@@ -129,6 +129,26 @@ def test_ctrl_c_while_judging(environment: dict[str, str], judge: None, endpoint
     assert sorted(json.loads(line)["row"] for line in out.read_text().splitlines()) == [1, 2, 3, 4, 5, 6]
 
 
+def test_ctrl_c_while_another_process_holds_the_memory(environment: dict[str, str], judge: None, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    file, out = jsonl(tmp_path / "items.jsonl", {"outputs": "hi"}, {"outputs": "ho"}), tmp_path / "results.jsonl"
+    endpoint.then().then(delay_seconds=60)
+    with closing(sqlite3.connect(environment["MEMALIGN_DB"], isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        several = started({**environment, "MEMALIGN_CONCURRENCY": "1"}, "judge", file, "--out", str(out))
+        until(lambda: out.exists() and out.read_text().count("\n") == 1 and endpoint.in_flight == 1)
+        one = started(environment, "judge", "--outputs", "hi")
+        assert one.stdout is not None
+        assert one.stdout.readline() == "verdict: yes\n"
+        for process in (several, one):
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=15)
+            assert process.returncode == 130, told
+            assert "Traceback" not in told
+            assert told.splitlines()[-1] == "interrupted: nothing is lost, run the same command again"
+            if process is several:
+                assert told.splitlines()[0] == "the last verdicts could not be logged: the memory did not take them in time"
+
+
 def test_ctrl_c_while_one_item_is_judged(environment: dict[str, str], judge: None, endpoint: ScriptedEndpoint) -> None:
     endpoint.delay_seconds = 60
     process = started(environment, "judge", "--outputs", "x")

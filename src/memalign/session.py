@@ -150,7 +150,7 @@ class Session:
             await self._succession.stop()
         for part in (self.model, self.reflection_model, self.embedder):
             await part.aclose()
-        self.memory.close()
+        await asyncio.to_thread(self.memory.close)
 
     def _succeeded(self) -> Succession:
         """The succession under way, begun if need be."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
-from memalign.errors import ConfigurationError, MemalignError, NotFound
+from memalign.errors import ConfigurationError, NotFound
 from memalign.stores import open_store, shown
 
 if TYPE_CHECKING:
     from memalign.judge import Judge
+    from memalign.memory import Memory
     from memalign.stores import Store
+
+_GRACE_SECONDS = 2.0
+"""That closing a memory gets after Ctrl-C."""
 
 
 @contextmanager
@@ -28,10 +33,20 @@ def opened(db: str, name: str) -> Iterator[Judge]:
         raise
     finally:
         if interrupted:  # the process is about to end: a model in process would first finish what it is reading
-            with suppress(MemalignError):
-                judge.memory.store.close()
+            _close_soon(judge.memory)
         else:
             judge.close()
+
+
+def _close_soon(memory: Memory) -> None:
+    """Write what was logged, unless another process keeps that waiting."""
+    from memalign.cli.printing import note
+
+    ending = threading.Thread(target=memory.close, name="memalign-closing", daemon=True)
+    ending.start()
+    ending.join(_GRACE_SECONDS)
+    if ending.is_alive():
+        note("the last verdicts could not be logged: the memory did not take them in time")
 
 
 def chosen(db: str, name: str) -> str:
