@@ -28,7 +28,7 @@ INSTRUCTIONS = "Decide whether the reply is one that our shop's customer support
 SAMPLE = 12
 """Records on which model and vote are weighed."""
 
-PASS_SECONDS = 120.0
+PASS_SECONDS = 90.0
 """Time for one pass over the unseen items."""
 
 FEWEST_UNSEEN, MOST_UNSEEN = 24, 48
