@@ -69,6 +69,13 @@ def test_a_guideline_that_fixes_stands(make_judge: MakeJudge) -> None:
     assert (tried.outcome, tried.fixed, tried.broken, tried.p_value, tried.revision) == ("accepted", 3, 0, 0.25, 1)
 
 
+def test_the_word_of_an_annotator_without_weight_need_not_be_kept(make_judge: MakeJudge) -> None:
+    judge = make_judge(ScriptedChatModel(judged), weights={"temp": 0})
+    wrong = [record(number, value=True, annotator="temp") for number in range(10, 13)]  # the good guideline breaks these verdicts
+    proof = judge.align([*lessons("good", "good", "good"), *wrong], verify="full").verification
+    assert (proof.outcome, len(proof.fixed), len(proof.broken), proof.protected) == ("accepted", 3, 0, 6)
+
+
 @pytest.mark.parametrize(
     ("of", "verify", "said"), [("scripted/model", "full", True), ("another/model", "full", False), ("scripted/model", "off", False)]
 )

@@ -75,6 +75,7 @@ def _cases(memory: Memory, plan: Plan, proposals: list[Proposal]) -> list[Case]:
     """Every record that will hold after the alignment, with the proposals that rest on it.
 
     Records for what a newer word supersedes are left out: their verdicts are what the experts have turned away from, so nothing has to keep them.
+    So are those of annotators without weight.
     """
     outdated = _outdated(plan, proposals)
     rests: dict[int, set[int]] = {}
@@ -89,7 +90,7 @@ def _cases(memory: Memory, plan: Plan, proposals: list[Proposal]) -> list[Case]:
             missed=None if stored.judged is None else missed(stored, memory.scale),
         )
         for stored in held.values()
-        if stored.feedback.id not in outdated
+        if stored.feedback.id not in outdated and memory.weight(stored.feedback.annotator) > 0
     ]
 
 
