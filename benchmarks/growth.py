@@ -5,8 +5,8 @@ embeddings. After each step: the guidelines that every judgement reads, how many
 each other, questions put to the experts, prompt tokens a judgement (a token is four characters), and the share of right verdicts on unseen items.
 The model judges by a stated rule, so agreement tells what memory brings into the prompt, nothing about the quality of a real model's verdicts.
 
-``--local``: the real 1.5B model on both sides, up to 25 and 50 records; MLflow asks it through ``benchmarks.local_endpoint``.
-Writes ``benchmarks/results/growth.json`` and ``docs/growth.png``, or ``growth-local.json``.
+``--local``: the real 1.5B model on both sides; MLflow asks it through ``benchmarks.local_endpoint``. Takes hours.
+Writes ``benchmarks/results/growth.json`` or ``growth-local.json`` after each step, and ``docs/growth.png``.
 """
 
 from __future__ import annotations
@@ -17,33 +17,35 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks import endpoint, stream
-from benchmarks.measuring import ROOT, beside_mlflow, facts, fresh
+from benchmarks.measuring import ROOT, beside_mlflow, facts, told
 from benchmarks.workload import INSTRUCTIONS
 from memalign import Feedback
 
 SIDES = ("memalign", "memalign, verified", "MLflow")
 ANSWERS = ("attentive", "wordy")
 STEPS, UNSEEN = (25, 50, 100, 200, 400), 92
-LOCAL_STEPS, LOCAL_UNSEEN = (25, 50), 24
+LOCAL_UNSEEN = 24
 MODEL, EMBEDDING = "gpt-4.1-mini", "text-embedding-3-small"
 LOCAL = "qwen2.5-coder-1.5b"
 RESULTS = ROOT / "benchmarks" / "results"
 COLUMNS = ("records", "guidelines", "distinct", "contradicting", "questions", "tokens", "agreement", "unjudged", "seconds")
 
 
-def ours(side: str, address: str, folder: Path, *, local: bool) -> list[dict[str, Any]]:
+def ours(side: str, address: str, folder: Path, *, local: bool) -> Iterator[dict[str, Any]]:
     """One side's figures after each step, with our judge."""
     from memalign import Judge, Scale, Verdict
 
     model, embedder = (f"local/{LOCAL}", "local/minilm") if local else (f"openai/{MODEL}", f"openai/{EMBEDDING}")
     judge = Judge("growth", INSTRUCTIONS, Scale.boolean(), model, embedder=embedder, memory=str(folder / "memory.db"))
-    steps, size = (LOCAL_STEPS, LOCAL_UNSEEN) if local else (STEPS, UNSEEN)
-    found = []
-    for before, step in zip((0, *steps), steps, strict=False):
+    size = LOCAL_UNSEEN if local else UNSEEN
+    for before, step in pairwise((0, *STEPS)):
         started = time.perf_counter()
         report = judge.align(stream.stream(step)[before:], verify="fast" if side.endswith("verified") else "off")
         if local:
@@ -55,13 +57,11 @@ def ours(side: str, address: str, folder: Path, *, local: bool) -> list[dict[str
         right = sum(verdict.value == record.value for verdict, record in zip(verdicts, exam, strict=True))
         tokens = sum(verdict.usage.prompt_tokens for verdict in verdicts) / len(verdicts)
         texts = [guideline.text for guideline in judge.memory.guidelines()]
-        found.append(_figures(step, texts, len(judge.memory.questions()), tokens, right / size, seconds))
-        _tell(side, found[-1])
+        yield _figures(step, texts, len(judge.memory.questions()), tokens, right / size, seconds)
     judge.close()
-    return found
 
 
-def mlflow(address: str, folder: Path, *, local: bool) -> list[dict[str, Any]]:
+def mlflow(address: str, folder: Path, *, local: bool) -> Iterator[dict[str, Any]]:
     """The figures after each step, with MLflow's defaults."""
     os.chdir(folder)
     import mlflow
@@ -74,9 +74,8 @@ def mlflow(address: str, folder: Path, *, local: bool) -> list[dict[str, Any]]:
     text = f"{INSTRUCTIONS}\nThe customer's message: {{{{ inputs }}}}\nThe reply: {{{{ outputs }}}}"
     judge: Any = make_judge(name="growth", instructions=text, model=f"openai:/{MODEL}", feedback_value_type=bool)
     optimizer = MemAlignOptimizer(reflection_lm=f"openai:/{MODEL}", embedding_model=f"openai:/{EMBEDDING}")
-    steps, size = (LOCAL_STEPS, LOCAL_UNSEEN) if local else (STEPS, UNSEEN)
-    found = []
-    for before, step in zip((0, *steps), steps, strict=False):
+    size = LOCAL_UNSEEN if local else UNSEEN
+    for before, step in pairwise((0, *STEPS)):
         traces = [_trace(record) for record in stream.stream(step)[before:]]
         started = time.perf_counter()
         judge = judge.align(traces, optimizer)
@@ -92,9 +91,7 @@ def mlflow(address: str, folder: Path, *, local: bool) -> list[dict[str, Any]]:
                 unjudged += 1
         judged = endpoint.stats(address)["kinds"]["judge"]
         texts = [guideline.guideline_text for guideline in judge._semantic_memory]
-        found.append(_figures(step, texts, 0, judged["prompt_tokens"] / judged["calls"], right / size, seconds, unjudged))
-        _tell("MLflow", found[-1])
-    return found
+        yield _figures(step, texts, 0, judged["prompt_tokens"] / judged["calls"], right / size, seconds, unjudged)
 
 
 def _trace(record: Feedback) -> Any:
@@ -115,18 +112,16 @@ def _figures(step: int, texts: list[str], questions: int, tokens: float, agreeme
     return dict(zip(COLUMNS, (step, *held, questions, round(tokens), agreement, unjudged, round(seconds, 1)), strict=True))
 
 
-def _tell(side: str, figures: dict[str, Any]) -> None:
-    print(f"{side}: {figures}", file=sys.stderr, flush=True)
-
-
-def measured(answers: str, side: str, peer_python: str, *, local: bool) -> dict[str, Any]:
-    """One side in a fresh process, with an endpoint of its own."""
+def measured(answers: str, side: str, peer_python: str, *, local: bool) -> Iterator[dict[str, Any]]:
+    """What is found of one side, after each step; it runs in a fresh process, with an endpoint of its own."""
     module, options = ("benchmarks.local_endpoint", ()) if local else ("benchmarks.endpoint", ("--answers", answers, "--swift"))
     with tempfile.TemporaryDirectory() as folder, endpoint.serving(*options, module=module) as address:
         environment = beside_mlflow(address, Path(folder)) | {"PYTHONHASHSEED": "0"}
         arguments = ["-m", "benchmarks.growth", "--side", side, "--address", address, "--folder", folder, *(["--local"] if local else [])]
-        run = fresh(arguments, python=peer_python if side == "MLflow" else sys.executable, timeout_seconds=7200.0, **environment)
-    return {"answers": answers, "side": side, "steps": run["steps"], "version": run["version"]}
+        steps = []
+        for line in told(arguments, python=peer_python if side == "MLflow" else sys.executable, **environment):
+            steps.append(line["step"])
+            yield {"answers": answers, "side": side, "steps": list(steps), "version": line["version"]}
 
 
 def chart(found: list[dict[str, Any]]) -> Any:
@@ -180,7 +175,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python", default=sys.executable, help="an interpreter with mlflow, dspy and what memalign needs")
-    parser.add_argument("--local", action="store_true", help="the real 1.5B model, fewer records; takes long")
+    parser.add_argument("--local", action="store_true", help="the real 1.5B model, fewer unseen items; takes hours")
     parser.add_argument("--only", choices=SIDES, action="append", help="measure these sides anew, and keep what was found of the others")
     parser.add_argument("--answers", choices=ANSWERS, action="append", help="this scripted model only, and keep what was found of the other")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -189,9 +184,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.side:
         peer = options.side == "MLflow"
-        work = mlflow if peer else lambda *a, **k: ours(options.side, *a, **k)
-        steps = work(options.address, options.folder, local=options.local)
-        print(json.dumps({"steps": steps, "version": sys.modules["mlflow"].__version__ if peer else ""}))
+        work = mlflow if peer else partial(ours, options.side)
+        for step in work(options.address, options.folder, local=options.local):
+            print(json.dumps({"step": step, "version": sys.modules["mlflow"].__version__ if peer else ""}), flush=True)
         return
     answers = (LOCAL,) if options.local else options.answers or ANSWERS
     sides = options.only or [side for side in SIDES if not (options.local and side.endswith("verified"))]
@@ -199,9 +194,11 @@ def main() -> None:
     runs = {(run["answers"], run["side"]): run for run in (json.loads(path.read_text())["runs"] if path.exists() else [])}
     for each in answers:
         for side in sides:
-            runs[each, side] = measured(each, side, options.peer_python, local=options.local)
-            found = [runs[key] for key in sorted(runs, key=lambda key: (key[0], SIDES.index(key[1])))]
-            path.write_text(json.dumps({"machine": facts(), "runs": found}, indent=1) + "\n")
+            for run in measured(each, side, options.peer_python, local=options.local):
+                print(f"{each}, {side}: {run['steps'][-1]}", file=sys.stderr, flush=True)
+                runs[each, side] = run
+                found = [runs[key] for key in sorted(runs, key=lambda key: (key[0], SIDES.index(key[1])))]
+                path.write_text(json.dumps({"machine": facts(), "runs": found}, indent=1) + "\n")
     print(markdown(found))
     if not options.local:
         from memalign.plots import save_png

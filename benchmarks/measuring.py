@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -61,6 +61,17 @@ def fresh(arguments: Sequence[str], *, python: str = sys.executable, timeout_sec
         raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(lines[-1])
     return found
+
+
+def told(arguments: Sequence[str], *, python: str = sys.executable, **environment: str) -> Iterator[dict[str, Any]]:
+    """Run ``python arguments`` in a fresh process; each JSON object that it prints, as it comes. Raises RuntimeError if it ends badly."""
+    with subprocess.Popen([python, *arguments], cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("{"):
+                yield json.loads(line)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}")
 
 
 def beside_mlflow(address: str, folder: Path) -> dict[str, str]:
