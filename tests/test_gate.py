@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from conftest import record
 from memalign import Scale
 from memalign.agreement import mcnemar_p
-from memalign.alignment.gate import Case, culprits, distance, effect, enough, refusal, sample, wrong
+from memalign.alignment.gate import Case, culprits, effect, enough, refusal, sample
 
 YES_NO, STARS, PERCENT = Scale.boolean(), Scale.score(1, 5), Scale.score(0, 100)
 
@@ -34,18 +34,18 @@ def test_an_effect_is_what_all_verdicts_agree_on(before: list[float], after: lis
 
 
 def test_on_an_ordinal_scale_near_is_better_than_far() -> None:
-    assert [distance(STARS, 4, verdict) for verdict in (4, 5, 1)] == [0.0, 0.25, 0.75]
-    assert [distance(Scale.categories("good", "bad", "ugly"), "good", verdict) for verdict in ("good", "ugly")] == [0.0, 1.0]
-    assert effect([distance(STARS, 5, 2)], [distance(STARS, 5, 4)], STARS.step) == "fixed"
-    assert effect([distance(STARS, 5, 4)], [distance(STARS, 5, 3)], STARS.step) == "broken"
-    assert effect([distance(PERCENT, 80, 79)], [distance(PERCENT, 80, 72)], PERCENT.step) == "unchanged", "less than a tenth of the scale"
-    assert effect([distance(PERCENT, 80, 79)], [distance(PERCENT, 80, 60)], PERCENT.step) == "broken"
+    assert [STARS.distance(4, verdict) for verdict in (4, 5, 1)] == [0.0, 0.25, 0.75]
+    assert [Scale.categories("good", "bad", "ugly").distance("good", verdict) for verdict in ("good", "ugly")] == [0.0, 1.0]
+    assert effect([STARS.distance(5, 2)], [STARS.distance(5, 4)], STARS.step) == "fixed"
+    assert effect([STARS.distance(5, 4)], [STARS.distance(5, 3)], STARS.step) == "broken"
+    assert effect([PERCENT.distance(80, 79)], [PERCENT.distance(80, 72)], PERCENT.step) == "unchanged", "less than a tenth of the scale"
+    assert effect([PERCENT.distance(80, 79)], [PERCENT.distance(80, 60)], PERCENT.step) == "broken"
 
 
 def test_a_verdict_is_wrong_from_the_least_difference_that_counts_on() -> None:
-    assert [wrong(STARS, 4, verdict) for verdict in (4, 5, 3)] == [False, True, True]
-    assert [wrong(PERCENT, 72, verdict) for verdict in (72, 70, 63, 62, 82)] == [False, False, False, True, True]
-    assert [wrong(YES_NO, True, verdict) for verdict in (True, False)] == [False, True]
+    assert [STARS.wrong(4, verdict) for verdict in (4, 5, 3)] == [False, True, True]
+    assert [PERCENT.wrong(72, verdict) for verdict in (72, 70, 63, 62, 82)] == [False, False, False, True, True]
+    assert [YES_NO.wrong(True, verdict) for verdict in (True, False)] == [False, True]
 
 
 def test_changes_may_stand_that_fix_and_break_nothing() -> None:

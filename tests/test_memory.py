@@ -9,6 +9,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from conftest import MakeJudge, add, distilled, record, says
+from conftest import MakeJudge, add, distilled, expert, record, says
 from memalign import Feedback, Judge, Scale
 from memalign.embedders.scripted import HashEmbedder
 from memalign.errors import BadRecord, ConfigurationError, EmbeddingError, NotFound
@@ -359,6 +360,18 @@ def test_exemplars_spread() -> None:
 def test_exemplars_prefer_what_the_judge_missed() -> None:
     rows = [("a", True, False, (1.0, 0.0, 0.0)), ("a", True, True, (0.0, 1.0, 0.0)), ("b", False, False, (0.0, 0.0, 1.0))]
     assert choose(candidates(rows), 2) == ["1", "2"]
+
+
+def test_on_a_long_scale_a_verdict_near_the_experts_is_not_missed(make_judge: MakeJudge) -> None:
+    def judges(request: ChatRequest) -> Any:
+        return says(12 if "reply 2" in request.messages[-1].content else 70) if request.purpose == "judge" else expert(request)
+
+    judge = make_judge(ScriptedChatModel(judges), scale=Scale.score(0, 100), exemplars=1, k=1, floor=-1.0)
+    records = [record(number, f"reason {number}", value=72) for number in (1, 2, 3)]
+    judge.batch([each.item for each in records])
+    judge.align(records)
+    assert [episode.feedback.outputs for episode in judge.memory.view().exemplars] == ["reply 2"]
+    assert judge(inputs="question", outputs="reply").episode_ids[-1:] == (record(2).id,), "of equally near cases"
 
 
 def test_a_label_that_is_rare_fills_up_from_the_others() -> None:

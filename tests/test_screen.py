@@ -23,7 +23,6 @@ from memalign.alignment.batches import Case, batches, cases, paired
 from memalign.alignment.checks import addresses_the_model, copied, folded, orders_a_verdict, personal_data
 from memalign.alignment.operations import check
 from memalign.alignment.opposites import alone
-from memalign.alignment.screen import missed
 from memalign.alignment.support import script
 from memalign.embedders.scripted import HashEmbedder
 from memalign.errors import ModelUnavailable
@@ -160,8 +159,8 @@ def test_on_an_ordinal_scale_a_near_verdict_is_no_opposite() -> None:
 
 def test_on_a_long_scale_a_verdict_near_the_experts_is_no_error() -> None:
     percent = Scale.score(0, 100)
-    assert [missed(stored(1, 72, judged), percent) for judged in (None, 72, 70, 82, 62, 63)] == [False, False, False, True, True, False]
-    assert missed(stored(1, 4, 5), Scale.score(1, 5))
+    assert [stored(1, 72, judged).missed(percent) for judged in (None, 72, 70, 82, 62, 63)] == [False, False, False, True, True, False]
+    assert stored(1, 4, 5).missed(Scale.score(1, 5))
     found = cases([stored(1, 72, 70, "same"), stored(2, 72, 40, "same"), stored(3, 20, 20)], percent, shown=1)
     assert rows(paired(found, {}, percent)) == [[2, 3]]
     assert [one.row for one in alone([[found[0]]], percent)] == [2]

@@ -205,6 +205,20 @@ class Scale:
         """The least difference that counts, of the scale's length: another label, or on an ordinal scale one label but at least a tenth of it."""
         return max(1.0 / (len(self.values) - 1), _LEAST_STEP) if self.ordinal else 1.0
 
+    def distance(self, expert: Any, verdict: Any) -> float:
+        """How far a verdict is from the expert's: 0.0 the same, 1.0 the farthest; in between on ordinal scales only.
+
+        Raises BadRecord when one is not on the scale.
+        """
+        if not self.ordinal:
+            return float(self.label_of(expert) != self.label_of(verdict))
+        places = [self.values.index(self.check(value)) for value in (expert, verdict)]
+        return abs(places[0] - places[1]) / (len(self.values) - 1)
+
+    def wrong(self, expert: Any, verdict: Any) -> bool:
+        """Whether a verdict is an error: it differs from the expert's by what counts, ``step``. Raises BadRecord when one is not on the scale."""
+        return self.distance(expert, verdict) >= self.step - 1e-9
+
     def near(self, values: Iterable[Any]) -> bool:
         """Whether verdicts are as good as one: equal, or on an ordinal scale no more than a step apart, but never its two ends.
 

@@ -16,7 +16,7 @@ from memalign.alignment.embed import Refused, embed
 from memalign.alignment.plan import HELD, Plan
 from memalign.alignment.proving import named, prove
 from memalign.alignment.report import AlignReport, FailedBatch
-from memalign.alignment.screen import missed, screen
+from memalign.alignment.screen import screen
 from memalign.alignment.verify import Trying
 from memalign.errors import MemalignError, StoreBusy
 from memalign.memory import Memory, episodic, revisions, semantic, tombstones
@@ -95,7 +95,7 @@ async def _learn(
             opinion = partial(trying.replay, guidelines=None, purpose="screen")
             plan.waiting = await screen(session.memory, meter, opinion, plan.waiting, partial(progress, "screen"))
         learnable = [stored for stored in [*plan.waiting, *plan.again] if stored.feedback.rationale.strip() and _to_distil(stored, plan)]
-        near = await _near(session, meter, learnable, embedding) if any(missed(stored, task.scale) for stored in learnable) else {}
+        near = await _near(session, meter, learnable, embedding) if any(stored.missed(task.scale) for stored in learnable) else {}
         counter = _Counter(progress, len(learnable))
         distilling = Distilling(session=session, meter=meter, task=task, plan=plan, pace=pace, personal=limits.personal_data, progress=counter.add)
         distilled = await distilling.run(learnable, near)

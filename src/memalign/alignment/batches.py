@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from memalign.alignment.relate import content_words
-from memalign.alignment.screen import missed
 from memalign.memory.episodic import Stored
 from memalign.memory.semantic import normalised
 from memalign.records import canonical
@@ -45,7 +44,7 @@ def cases(records: Sequence[Stored], scale: Scale, *, shown: int) -> list[Case]:
         groups.setdefault((canonical(stored.feedback.value), normalised(stored.feedback.rationale)), []).append(stored)
     found = []
     for group in groups.values():
-        read = sorted(group, key=lambda stored: not missed(stored, scale))[:shown]
+        read = sorted(group, key=lambda stored: not stored.missed(scale))[:shown]
         rest = [stored for stored in group if stored not in read]
         found += [Case(stored, frozenset({stored.row, *(other.row for other in rest[place :: len(read)])})) for place, stored in enumerate(read)]
     return sorted(found, key=lambda case: case.stored.row)
@@ -59,7 +58,7 @@ def paired(found: Sequence[Case], vectors: Mapping[str, Vectors], scale: Scale) 
     left = {case.stored.row: case for case in found}
     units = list[list[Case]]()
     near = _Nearness(found, vectors, scale)
-    for case in [case for case in found if missed(case.stored, scale)][:_MOST_PAIRED]:
+    for case in [case for case in found if case.stored.missed(scale)][:_MOST_PAIRED]:
         if case.stored.row in left:
             unit = [left.pop(case.stored.row)]
             other = near.opposite(case, left)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from memalign.records import Feedback
 from memalign.scale import Scale
@@ -34,19 +34,6 @@ class Case:
     """Places of the changes that rest on it."""
     missed: bool | None = None
     """Whether the judge is known to have been wrong about it."""
-
-
-def distance(scale: Scale, expert: Any, verdict: Any) -> float:
-    """How far a verdict is from the expert's: 0.0 the same, 1.0 the farthest; in between on ordinal scales only."""
-    if not scale.ordinal:
-        return float(scale.label_of(expert) != scale.label_of(verdict))
-    places = [scale.values.index(scale.check(value)) for value in (expert, verdict)]
-    return abs(places[0] - places[1]) / (len(scale.values) - 1)
-
-
-def wrong(scale: Scale, expert: Any, verdict: Any) -> bool:
-    """Whether a verdict is an error: it differs from the expert's by what counts, ``Scale.step``."""
-    return distance(scale, expert, verdict) >= scale.step - 1e-9
 
 
 def effect(before: Sequence[float], after: Sequence[float], least: float) -> Effect:

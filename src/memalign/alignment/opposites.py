@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memalign.alignment.batches import Case
-from memalign.alignment.screen import missed
 from memalign.memory import Memory, episodic
 from memalign.memory.episodic import Stored
 from memalign.scale import Scale
@@ -39,7 +38,7 @@ def alone(rounds: Iterable[Sequence[Case]], scale: Scale) -> list[Stored]:
         case.stored
         for batch in rounds
         for case in batch
-        if missed(case.stored, scale) and all(scale.near([case.stored.feedback.value, other.stored.feedback.value]) for other in batch)
+        if case.stored.missed(scale) and all(scale.near([case.stored.feedback.value, other.stored.feedback.value]) for other in batch)
     ][:_MOST]
 
 

@@ -13,7 +13,6 @@ from memalign.alignment.gate import Case
 from memalign.alignment.plan import Plan, Proposal, outlook
 from memalign.alignment.proof import Refused, Verification
 from memalign.alignment.report import AlignReport
-from memalign.alignment.screen import missed
 from memalign.alignment.verify import Trial, Trying, verify
 from memalign.memory import Memory
 from memalign.memory.trials import Tried
@@ -87,7 +86,7 @@ def _cases(memory: Memory, plan: Plan, proposals: list[Proposal]) -> list[Case]:
         Case(
             record=stored.feedback,
             changes=frozenset(rests.get(stored.row, ())),
-            missed=None if stored.judged is None else missed(stored, memory.scale),
+            missed=None if stored.judged is None else stored.missed(memory.scale),
         )
         for stored in held.values()
         if stored.feedback.id not in outdated and memory.weight(stored.feedback.annotator) > 0

@@ -6,12 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from memalign.alignment.gate import wrong
 from memalign.engines import in_flight
 from memalign.memory import Memory, episodic
 from memalign.memory.episodic import Stored
 from memalign.records import Failure, Item, Verdict
-from memalign.scale import Scale
 from memalign.session import Meter
 
 Opinion = Callable[[Meter, Item], Awaitable[Verdict | Failure]]
@@ -42,11 +40,6 @@ async def screen(memory: Memory, meter: Meter, opinion: Opinion, records: Sequen
         if screened:
             await asyncio.shield(asyncio.to_thread(_note, memory, list(screened.values())))
     return [screened.get(stored.row, stored) for stored in records]
-
-
-def missed(stored: Stored, scale: Scale) -> bool:
-    """Whether the judge is known to have been wrong: it said something else than the expert, on an ordinal scale by at least a step."""
-    return stored.judged is not None and wrong(scale, stored.feedback.value, stored.judged)
 
 
 def _note(memory: Memory, screened: Sequence[Stored]) -> None:

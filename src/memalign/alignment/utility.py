@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from memalign.alignment.gate import Case, distance, sample
+from memalign.alignment.gate import Case, sample
 from memalign.alignment.verify import Replay
 from memalign.engines import in_flight
 from memalign.memory import Memory, semantic
@@ -47,7 +47,7 @@ async def utilities(
         verdict: Verdict | Failure = await replay(meter, case.record.item, [g for g in guidelines if left_out is None or g.id != left_out.id])
         done += 1
         progress("utility", done, total)
-        return None if isinstance(verdict, Failure) else distance(scale, case.record.value, verdict.value)
+        return None if isinstance(verdict, Failure) else scale.distance(case.record.value, verdict.value)
 
     everyone: list[tuple[Guideline | None, Case]] = [(None, case) for case in items.values()]
     with_all = {everyone[place][1].record.item.id: found async for place, found in in_flight(everyone, far)}

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Generic, Literal, Protocol, TypeVar
 
 from memalign.agreement import mcnemar_p
-from memalign.alignment.gate import DRAWS, Case, Effect, culprits, distance, effect, enough, refusal, sample, wrong
+from memalign.alignment.gate import DRAWS, Case, Effect, culprits, effect, enough, refusal, sample
 from memalign.alignment.proof import Outcome, Refused, Replayed, Verification
 from memalign.engines import in_flight
 from memalign.records import Failure, Guideline, Item, Verdict
@@ -168,7 +168,7 @@ class _Bench(Generic[T]):
                 if isinstance(verdict, Failure):
                     return verdict
                 side.append(verdict)
-            far = [[distance(self.scale, case.record.value, verdict.value) for verdict in side] for side in (before, after)]
+            far = [[self.scale.distance(case.record.value, verdict.value) for verdict in side] for side in (before, after)]
             without_it, with_it = [[median(side)] for side in far] if most else far
             seen = effect(without_it, with_it, self.scale.step)
             once = seen if draw == 0 else once
@@ -182,7 +182,7 @@ class _Bench(Generic[T]):
             before=label(before[0].value),
             after=label(after[0].value),
         )
-        return _Outcome(case, once, seen, wrong(self.scale, case.record.value, before[0].value), replayed)
+        return _Outcome(case, once, seen, self.scale.wrong(case.record.value, before[0].value), replayed)
 
     async def _verdict(self, case: Case, guidelines: Sequence[Guideline], draw: int) -> Verdict | Failure:
         self.replays += 1

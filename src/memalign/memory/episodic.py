@@ -43,6 +43,10 @@ class Stored:
     distilled: int | None
     content_hash: str
 
+    def missed(self, scale: Scale) -> bool:
+        """Whether the judge is known to have been wrong about it."""
+        return self.judged is not None and scale.wrong(self.feedback.value, self.judged)
+
 
 def text_hash(item: Item) -> str:
     """The digest of the text by which an item is found again."""

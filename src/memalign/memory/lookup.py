@@ -61,7 +61,7 @@ class Lookup:
         self._settings = settings
         self._chosen_by = retrieval
         self._retrieval = Retrieval.from_dict(settings.get("retrieval") or {}) if retrieval is None else retrieval
-        self._search = Search(store, embedder, self._retrieval, kept=revision is None and retrieval is None)
+        self._search = Search(store, self.scale, embedder, self._retrieval, kept=revision is None and retrieval is None)
         self.purged = 0
         """The newest purge that this reader has followed."""
         self._view: View | None = None
@@ -298,7 +298,7 @@ class Lookup:
                 item_id=stored.item_id,
                 label=str(stored.feedback.value),
                 explained=bool(stored.feedback.rationale.strip()),
-                missed=stored.judged is not None and stored.judged != stored.feedback.value,
+                missed=stored.missed(self.scale),
                 vector=self._search.vector(stored.item_id),
             )
             for stored in {stored.item_id: stored for stored in held}.values()

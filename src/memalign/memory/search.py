@@ -22,6 +22,7 @@ from memalign.memory.retrieval.ids import keys, packed
 from memalign.records import Item
 from memalign.rendering import item_text
 from memalign.retrieval import Retrieval
+from memalign.scale import Scale
 from memalign.stores import Store, schema
 from memalign.stores.types import parsed
 
@@ -44,10 +45,11 @@ _SWIFT = 20_000
 class Search:
     """Safe for threads. ``follow`` brings it to a revision; nothing is found before."""
 
-    def __init__(self, store: Store, embedder: str, retrieval: Retrieval, *, kept: bool = True) -> None:
+    def __init__(self, store: Store, scale: Scale, embedder: str, retrieval: Retrieval, *, kept: bool = True) -> None:
         """``kept``: whether a large index may be kept in a file."""
         self._kept = kept
         self._store = store
+        self._scale = scale
         self._embedder = embedder
         self._retrieval = retrieval
         self._lock = threading.RLock()
@@ -261,7 +263,7 @@ class Search:
         index, texts = self._index, self._retrieval.words
         slots, hashes = [np.empty(0, np.int64)], list[str]()
         for rows in vectors.entered(connection, self._judge_id, after=self._revision, until=revision, texts=texts):
-            fresh, places = index.enter([row.item_id for row in rows], _facts(rows))
+            fresh, places = index.enter([row.item_id for row in rows], _facts(self._scale, rows))
             slots.append(fresh)
             hashes += [rows[place].content_hash for place in places.tolist()]
             if index.lexical is not None and len(fresh):
@@ -285,9 +287,9 @@ class Search:
         self._complete = self._complete and not missing.any()
 
 
-def _facts(rows: Sequence[Row[Any]]) -> list[Fact]:
+def _facts(scale: Scale, rows: Sequence[Row[Any]]) -> list[Fact]:
     numbers, _, _, values, judged, annotators, sources, created, *_ = zip(*rows, strict=True)
-    missed = [verdict is not None and verdict != value for verdict, value in zip(judged, values, strict=True)]
+    missed = [verdict is not None and verdict != value and scale.wrong(value, verdict) for verdict, value in zip(judged, values, strict=True)]
     times = [datetime.fromisoformat(time).timestamp() for time in created]
     return [*map(Fact._make, zip(numbers, values, annotators, sources, missed, times, strict=True))]
 
