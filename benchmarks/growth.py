@@ -57,7 +57,7 @@ def ours(side: str, address: str, folder: Path, *, local: bool) -> Iterator[dict
         right = sum(verdict.value == record.value for verdict, record in zip(verdicts, exam, strict=True))
         tokens = sum(verdict.usage.prompt_tokens for verdict in verdicts) / len(verdicts)
         texts = [guideline.text for guideline in judge.memory.guidelines()]
-        yield _figures(step, texts, len(judge.memory.questions()), tokens, right / size, seconds)
+        yield _figures(step, texts, len(judge.memory.questions()), tokens, right / size, seconds, local=local)
     judge.close()
 
 
@@ -91,7 +91,7 @@ def mlflow(address: str, folder: Path, *, local: bool) -> Iterator[dict[str, Any
                 unjudged += 1
         judged = endpoint.stats(address)["kinds"]["judge"]
         texts = [guideline.guideline_text for guideline in judge._semantic_memory]
-        yield _figures(step, texts, 0, judged["prompt_tokens"] / judged["calls"], right / size, seconds, unjudged)
+        yield _figures(step, texts, 0, judged["prompt_tokens"] / judged["calls"], right / size, seconds, unjudged, local=local)
 
 
 def _trace(record: Feedback) -> Any:
@@ -107,9 +107,13 @@ def _trace(record: Feedback) -> Any:
     return mlflow.get_trace(span.trace_id)
 
 
-def _figures(step: int, texts: list[str], questions: int, tokens: float, agreement: float, seconds: float, unjudged: int = 0) -> dict[str, Any]:
+def _figures(
+    step: int, texts: list[str], questions: int, tokens: float, agreement: float, seconds: float, unjudged: int = 0, *, local: bool
+) -> dict[str, Any]:
+    """``local``: whether to keep what the guidelines say, which there is for people to sort."""
     held = (len(texts), stream.distinct(texts), stream.contradicting(texts))
-    return dict(zip(COLUMNS, (step, *held, questions, round(tokens), agreement, unjudged, round(seconds, 1)), strict=True))
+    figures = (step, *held, questions, round(tokens), agreement, unjudged, round(seconds, 1))
+    return dict(zip(COLUMNS, figures, strict=True)) | ({"texts": texts} if local else {})
 
 
 def measured(answers: str, side: str, peer_python: str, *, local: bool) -> Iterator[dict[str, Any]]:

@@ -362,8 +362,12 @@ def test_a_guideline_whose_evidence_was_purged_does_not_come_back(make_judge: Ma
     before = judge.memory.view().revision
     judge.memory.retire("g4")
     assert [guideline.id for guideline in judge.purge(record(2).id).retired] == ["g1"]
-    judge.memory.rollback(before)
+    foretold = judge.memory.rollback(before, dry_run=True)
+    report = judge.memory.rollback(before)
     assert texts(judge) == [heed("greet first"), "Be kind to animals.", "Sign it."], "by hand there never was any"
+    for told in (foretold, report):
+        assert [(change.kind, change.id) for change in told.difference.guidelines] == [("added", "g4")], "what does not come back is not promised"
+    assert not judge.memory.rollback(before).difference, "again there is nothing to do"
     judge.memory.rollback(2)
     assert texts(judge) == [heed("apologise"), heed("greet first")], "record 1 is back"
 

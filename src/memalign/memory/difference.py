@@ -103,7 +103,7 @@ def between(connection: Connection, judge_id: int, before: int, after: int) -> D
         after=after,
         revisions=tuple(made for made in revisions.history(connection, judge_id) if older < made.number <= newer),
         records=_records(*(episodic.live(connection, judge_id, number) for number in (before, after))),
-        guidelines=_guidelines(*(semantic.at(connection, judge_id, number) for number in (before, after))),
+        guidelines=guidelines(*(semantic.at(connection, judge_id, number) for number in (before, after))),
         decision=None if weighed[0] == weighed[1] else (weighed[0], weighed[1]),
         purged=tuple(revisions.purges_since(connection, judge_id, older)),
     )
@@ -125,7 +125,8 @@ def _records(before: Sequence[episodic.Stored], after: Sequence[episodic.Stored]
     return tuple(changes)
 
 
-def _guidelines(before: Sequence[Guideline], after: Sequence[Guideline]) -> tuple[GuidelineChange, ...]:
+def guidelines(before: Sequence[Guideline], after: Sequence[Guideline]) -> tuple[GuidelineChange, ...]:
+    """Compare the guidelines of two revisions."""
     old, new = {g.id: g for g in before}, {g.id: g for g in after}
     changes = []
     for key in dict.fromkeys([*old, *new]):

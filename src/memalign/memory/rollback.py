@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, Table, func, insert, select, update
@@ -58,7 +58,9 @@ class Rollback:
 def to(connection: Connection, judge_id: int, target: int, *, actor: str, dry_run: bool) -> Rollback:
     """Make memory as it was in ``target``, which exists; part of the caller's transaction."""
     before = revisions.current(connection, judge_id)
-    changes = difference.between(connection, judge_id, before, target)
+    purged = revisions.purges_since(connection, judge_id, target)
+    lost = semantic.unsupported(connection, judge_id, then=target, now=before) if purged else set[int]()
+    changes = _changes(connection, judge_id, before, target, lost)
     then, now = (_holding(connection, _FEEDBACK, judge_id, number) for number in (target, before))
     rested = _evidence(connection, judge_id, target)
     unlearned = [row for row in then.values() if row.rationale.strip() and not _learned(row, target, rested)]
@@ -70,15 +72,24 @@ def to(connection: Connection, judge_id: int, target: int, *, actor: str, dry_ru
         moved = _restore_records(connection, judge_id, revision, then, now, {row.row for row in unlearned})
         episodic.mark_distilled(connection, sent_again, None)
         episodic.mark_distilled(connection, [key for key in rested if key in now and now[key].distilled is None], revision)
-        _restore_guidelines(connection, judge_id, revision, target, moved)
-        if changes.purged:
-            semantic.retire_unsupported(connection, judge_id, revision)
+        _restore_guidelines(connection, judge_id, revision, target, moved, lost)
         _restore_questions(connection, judge_id, revision, target)
         questions.settle(connection, judge_id, revision)
         counts = {"to": target, "restored": len(moved), "withdrawn": len(now.keys() - then.keys()), "guidelines": len(changes.guidelines)}
         decision, named = revisions.decision_at(connection, judge_id, target), [change.id for change in changes.records]
         revisions.commit(connection, judge_id, revision, verb="rollback", actor=actor, counts=counts, decision=decision, ids=named)
     return Rollback(target=target, revision=revision, dry_run=dry_run, difference=changes, purged=changes.purged, again=again if changes else 0)
+
+
+def _changes(connection: Connection, judge_id: int, before: int, target: int, lost: set[int]) -> Difference:
+    """What going back changes: guidelines that lost their evidence to a purge come back as retired, where they come back at all."""
+    changes = difference.between(connection, judge_id, before, target)
+    if not lost:
+        return changes
+    now = semantic.at(connection, judge_id, before)
+    gone = {row.id for row in _holding(connection, _GUIDELINE, judge_id, target).values() if row.row in lost}
+    then = [replace(guideline, state="retired") if guideline.id in gone else guideline for guideline in semantic.at(connection, judge_id, target)]
+    return replace(changes, guidelines=difference.guidelines(now, then))
 
 
 def _learned(row: Row[Any], target: int, rested: set[int]) -> bool:
@@ -113,14 +124,17 @@ def _let_wait_behind(connection: Connection, judge_id: int, version: dict[str, i
         _inserted(connection, _FEEDBACK, [_copied(row) | {"version": version[row.id] + 1} for row in {row.id: row for row in rows}.values()])
 
 
-def _restore_guidelines(connection: Connection, judge_id: int, revision: int, target: int, moved: dict[int, int]) -> None:
+def _restore_guidelines(connection: Connection, judge_id: int, revision: int, target: int, moved: dict[int, int], lost: set[int]) -> None:
     then, now = (_holding(connection, _GUIDELINE, judge_id, number) for number in (target, revision - 1))
     gone = sorted(now.keys() - then.keys())
     for start in range(0, len(gone), _CHUNK):
         connection.execute(update(_GUIDELINE).where(_GUIDELINE.c.row.in_(gone[start : start + _CHUNK])).values(until=revision))
     back = [then[key] for key in sorted(then.keys() - now.keys())]
     version = _newest_versions(connection, _GUIDELINE, judge_id, [row.id for row in back])
-    values = [_copied(row) | {"version": version[row.id] + 1, "since": revision, "until": None} for row in back]
+    values = [
+        _copied(row) | {"version": version[row.id] + 1, "since": revision, "until": None, "state": "retired" if row.row in lost else row.state}
+        for row in back
+    ]
     made = {row.row: key for row, key in zip(back, _inserted(connection, _GUIDELINE, values), strict=True)}
     for link in (schema.evidence, schema.taint):
         _copy_links(connection, link, made, moved)

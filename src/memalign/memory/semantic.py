@@ -94,12 +94,16 @@ def without(connection: Connection, judge_id: int, revision: int, rows: Sequence
     return retired, again
 
 
-def retire_unsupported(connection: Connection, judge_id: int, revision: int) -> None:
-    """Retire what a revision brings back without the evidence that it was learned from. Pinned guidelines stay, and those written by hand."""
-    brought = (_TABLE.c.judge_id == judge_id) & (_TABLE.c.since == revision) & (_TABLE.c.state != "retired") & ~_TABLE.c.pinned
+def unsupported(connection: Connection, judge_id: int, *, then: int, now: int) -> set[int]:
+    """Rows of guidelines that held in an earlier revision, hold no longer and have lost what they were learned from.
+
+    Pinned ones are not among them, nor those written by hand.
+    """
+    went = (_TABLE.c.judge_id == judge_id) & holds_at(_TABLE, then) & ~holds_at(_TABLE, now)
+    held = went & (_TABLE.c.state != "retired") & ~_TABLE.c.pinned
     learned = exists().where(schema.taint.c.guideline_row == _TABLE.c.row)
     supported = exists().where(schema.evidence.c.guideline_row == _TABLE.c.row, schema.evidence.c.sign > 0)
-    connection.execute(update(_TABLE).where(brought, learned, ~supported).values(state="retired"))
+    return set(connection.execute(select(_TABLE.c.row).where(held, learned, ~supported)).scalars())
 
 
 def turned_down(connection: Connection, judge_id: int) -> list[Guideline]:
