@@ -55,9 +55,9 @@ def ours(side: str, address: str, folder: Path, *, local: bool) -> Iterator[dict
         exam = stream.unseen(step, size)
         verdicts = [verdict for verdict in judge.batch(exam, own=False) if isinstance(verdict, Verdict)]
         right = sum(verdict.value == record.value for verdict, record in zip(verdicts, exam, strict=True))
-        tokens = sum(verdict.usage.prompt_tokens for verdict in verdicts) / len(verdicts)
+        read = [verdict.usage.prompt_tokens for verdict in verdicts if verdict.usage.calls]  # the others' prompts had been answered before
         texts = [guideline.text for guideline in judge.memory.guidelines()]
-        yield _figures(step, texts, len(judge.memory.questions()), tokens, right / size, seconds, local=local)
+        yield _figures(step, texts, len(judge.memory.questions()), sum(read) / len(read), right / size, seconds, local=local)
     judge.close()
 
 
