@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from conftest import distilled, says
 from endpoint import ScriptedEndpoint, completion, fault
-from memalign import Judge
+from memalign import Judge, Retention, Scale
 from memalign.cli import app
 from memalign.models import ChatRequest, Message
 from memalign.open_scale import OpenScale
@@ -222,6 +222,15 @@ def test_init_says_what_changed(run: Run, judge: str, db: str) -> None:
     assert "judge 'polite': k changed" not in local  # it was chosen
     stored = Judge.load(db, "polite")
     assert (stored.k, stored.reflection_model) == (7, "local/qwen2.5-coder-1.5b")
+
+
+def test_init_keeps_limits_of_retention(run: Run, db: str) -> None:
+    limits = Retention(max_age_days=365, max_records=3)
+    judge = Judge("kind", "Is it kind?", Scale.boolean(), "openai/m", memory=db, retention=limits)
+    _ = judge.memory.judge_id  # registers it
+    judge.close()
+    assert run("init", "--judge", "kind", "--k", "7").stdout == "judge 'kind': k changed from 5 to 7\n"
+    assert Judge.load(db, "kind").retention == limits
 
 
 def test_init_in_json_and_what_comes_next(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def _kept(before: Judge) -> dict[str, Any]:
     """The stored settings, without those that merely followed from the model: they shall follow the new one."""
     from memalign.judge import Judge
 
-    stored = before.settings
+    stored = before.settings | ({} if before.retention is None else {"retention": before.retention})
     usual = Judge(before.name, before.instructions, before.scale, before.model).settings
     return {key: value for key, value in stored.items() if key != "scale" and not (key in _DERIVED and value == usual[key])}
 
