@@ -390,6 +390,10 @@ def bad(path: Path, how: str) -> Path:
         written(path, [line | ({"version": "1"} if line["kind"] == "feedback" else {}) for line in lines])
     elif how == "a missing column":
         written(path, [{name: value for name, value in line.items() if name != "rationale" or line["kind"] != "feedback"} for line in lines])
+    elif how == "a missing part of an item":
+        written(path, [{name: value for name, value in line.items() if name != "expectations"} for line in lines])
+    elif how == "a verdict without its value":
+        written(path, [{name: value for name, value in line.items() if name != "value" or line["kind"] != "verdict"} for line in lines])
     elif how == "a value off the scale":
         written(path, [line | ({"value": "maybe"} if line["kind"] == "feedback" else {}) for line in lines])
     elif how == "another item":
@@ -420,6 +424,8 @@ BAD = {
     "empty": "no export of memalign",
     "wrong type": "'version' is of a wrong type",
     "a missing column": "'rationale' is missing",
+    "a missing part of an item": "'expectations' is missing",
+    "a verdict without its value": "'value' is missing",
     "a value off the scale": "line 9",
     "another item": "'item_id' is not the digest",
     "evidence that is not there": "which the file lacks",

@@ -7,14 +7,14 @@ MemalignError
 │   ├── StoreBusy             another process held the write lock for too long
 │   └── StoreUnavailable      the database's server cannot be reached, or takes no work just now
 └── PermanentError            repeating the call cannot help
-├── ConfigurationError    a setting, key, name or optional part is wrong or missing
-│   └── MissingExtra      an optional dependency is not installed
-├── ModelRefused          the endpoint rejects the request (400, 401, 403, 404, 422)
-├── ItemTooLong           the item does not fit the model's window; it is never cut silently
-├── BadRecord             a feedback record or row cannot be used (names row, field and reason)
-├── EmbeddingError        an embedder returned NaN, a wrong dimension or a wrong count
-├── NotFound              no such judge, record, guideline or revision
-└── StoreError            the database is corrupt, unwritable, foreign or from a newer release
+    ├── ConfigurationError    a setting, key, name or optional part is wrong or missing
+    │   └── MissingExtra      an optional dependency is not installed
+    ├── ModelRefused          the endpoint rejects the request (400, 401, 403, 404, 422)
+    ├── ItemTooLong           the item does not fit the model's window; it is never cut silently
+    ├── BadRecord             a feedback record or row cannot be used (names row, field and reason)
+    ├── EmbeddingError        an embedder returned NaN, a wrong dimension or a wrong count
+    ├── NotFound              no such judge, record, guideline or revision
+    └── StoreError            the database is corrupt, unwritable, foreign or from a newer release
 """
 
 from __future__ import annotations

@@ -261,7 +261,7 @@ def _check(kind: str, fields: Mapping[str, Any]) -> None:
     for name, types, nullable, has_default, is_json, _ in _shape(kind):
         value = fields.get(name)
         if value is None:
-            if not (nullable or is_json or (has_default and name not in fields)):
+            if not (nullable or (is_json and name in fields) or (has_default and name not in fields)):
                 raise ValueError(f"{name!r} is missing")
         elif not is_json and type(value) not in types:
             raise ValueError(f"{name!r} is of a wrong type")
