@@ -65,7 +65,10 @@ class Scale:
 
     @classmethod
     def pairwise(cls, tie: bool = True) -> Scale:
-        """Which of two outputs is better: the values are "a", "b" and, unless excluded, "tie"."""
+        """Which of two outputs is better: the values are "a", "b" and, unless excluded, "tie".
+
+        An item's ``outputs`` are an object of the two, ``{"a": ..., "b": ...}``; of any other form they are never shown in both orders.
+        """
         return cls("pairwise", ("A", "B", "tie"), ("a", "b", "tie")) if tie else cls("pairwise", ("A", "B"), ("a", "b"))
 
     @classmethod

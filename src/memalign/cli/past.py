@@ -51,7 +51,7 @@ def rollback(
 
 
 def explain(
-    verdict: Annotated[str, typer.Argument(metavar="ID", help="Of a verdict, as `memalign judge` gave it.")],
+    verdict: Annotated[str, typer.Argument(metavar="ID", help="Of a verdict: its `id` in the JSON that `memalign judge` gave.")],
     db: Database,
     judge: JudgeName = "",
     json: AsJson = False,
