@@ -28,7 +28,7 @@ app = typer.Typer(help="Look at what a judge learned, and take back what experts
 _SHORT = 160
 
 
-@app.command("list")
+@app.command("list", short_help="List the guidelines, and how many cases memory holds.")
 def list_(
     db: Database,
     judge: JudgeName = "",
@@ -36,7 +36,12 @@ def list_(
     every: Annotated[bool, typer.Option("--all", help="List retired and other inactive guidelines as well.")] = False,
     json: AsJson = False,
 ) -> None:
-    """List the guidelines, and how many cases memory holds."""
+    """List the guidelines, and how many cases memory holds.
+
+    The judge reads active guidelines alone. A candidate stands by: more useful ones fill the budget, or it was not proven. One in quarantine is
+    contradicted, and the experts are asked (memory questions). A superseded one gave way to another; a retired one lost its evidence, or an
+    expert took it out.
+    """
     from memalign.cli.opening import opened
     from memalign.cli.printing import emit, one_line, say, still_to_embed, table
     from memalign.description import model_name
