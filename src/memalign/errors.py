@@ -9,7 +9,7 @@ MemalignError
 └── PermanentError            repeating the call cannot help
     ├── ConfigurationError    a setting, key, name or optional part is wrong or missing
     │   └── MissingExtra      an optional dependency is not installed
-    ├── ModelRefused          the endpoint rejects the request (400, 401, 403, 404, 422)
+    ├── ModelRefused          the endpoint rejects the request (400, 401, 403, 404, 422), or the quota is used up
     ├── ItemTooLong           the item does not fit the model's window; it is never cut silently
     ├── BadRecord             a feedback record or row cannot be used (names row, field and reason)
     ├── EmbeddingError        an embedder returned NaN, a wrong dimension or a wrong count
