@@ -53,16 +53,17 @@ class Description:
     ) -> None:
         """Describe a judge; nothing is opened yet.
 
-        ``model``: ``provider/model`` (``openai/...``, ``local/...``) or an object with the ChatModel protocol; ``reflection_model`` distils and
-        is the same by default. ``memory``: a file, postgresql://user@host/database, or None for RAM. ``k``: how many similar items' cases a
-        judgement is shown (5; in process 0); ``exemplars``: how many cases stand before every judgement, where a prefix cache serves them (0);
-        ``explain``: whether the judge gives a rationale before its verdict (yes; in process no, since it writes some ten tokens a second);
-        ``floor``: the least cosine similarity of a case that is shown; ``retrieval``: how these are chosen (``Retrieval``). ``abstain_below``:
-        the confidence below which it leaves an item to the experts (never); ``votes``: how many replies are counted (one, unless calibration
-        counted more or a confidence is needed and comes from nothing else); ``both_orders``: pairwise, whether each pair is judged in both
-        orders, at twice the calls (yes; in process no); ``expected_score``: whether a score is the one nearest to the mean under its
-        probabilities, not the likeliest (no); ``retention``: limits beyond which records are purged; ``weights``: how much an annotator counts in
-        votes of the cases and in majorities (1 each; 0 is not heard there). Raises ConfigurationError.
+        ``model``: ``provider/model`` (``openai/...``, ``local/...``) or an object with the ChatModel protocol; ``reflection_model`` distils and is
+        the same by default. ``embedder``: ``local/minilm``, ``openai/...`` or an object with the Embedder protocol. ``memory``: a file,
+        postgresql://user@host/database, or None for RAM. ``k``: how many similar items' cases a judgement is shown (5; in process 0); ``exemplars``:
+        how many cases stand before every judgement, where a prefix cache serves them (0); ``explain``: whether the judge gives a rationale before its
+        verdict (yes; in process no, since it writes some ten tokens a second); ``temperature`` of its replies; ``floor``: the least cosine similarity
+        of a case that is shown; ``retrieval``: how these are chosen (``Retrieval``). ``abstain_below``: the confidence below which it leaves an item
+        to the experts (never); ``votes``: how many replies are counted (one, unless calibration counted more or a confidence is needed and comes from
+        nothing else); ``both_orders``: pairwise, whether each pair is judged in both orders, at twice the calls (yes; in process no);
+        ``expected_score``: whether a score is the one nearest to the mean under its probabilities, not the likeliest (no); ``retention``: limits
+        beyond which records are purged; ``weights``: how much an annotator counts in votes of the cases and in majorities (1 each; 0 is not heard
+        there). Raises ConfigurationError.
         """
         _check_asked(name, instructions, scale, temperature)
         check_shown(0 if k is None else k, floor, exemplars)
