@@ -25,7 +25,14 @@ def align(
     coach: Annotated[
         bool, typer.Option("--coach", help="First ask of each new reason whether it is usable; on a terminal, mend it before it is stored.")
     ] = False,
-    verify: Annotated[str, typer.Option(metavar="off|fast|full", help="Whether guidelines must prove themselves on records judged again.")] = "",
+    verify: Annotated[
+        str,
+        typer.Option(
+            metavar="off|fast|full",
+            help="Whether guidelines must prove themselves on records judged again: fast takes 24, full all. By default fast for openai/... models, "
+            "else off.",
+        ),
+    ] = "",
     override: Annotated[bool, typer.Option("--override", help="Let guidelines stand that verification refuses.")] = False,
     screen: Annotated[
         bool | None,

@@ -24,14 +24,14 @@ def doctor(
         bool, typer.Option("--models/--no-models", help="Without --model and --embedder: try the in-process defaults, if installed.")
     ] = True,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Of the judge in --db: where a judgement's time goes. Asks its model some twelve times.")
+        bool, typer.Option("--profile", help="Of the judge in --db: where a judgement's time goes. It judges up to 13 items that memory holds.")
     ] = False,
     judge: JudgeName = "",
     json: AsJson = False,
 ) -> None:
     """Check this installation.
 
-    No hosted endpoint is called unless --model or --embedder names one.
+    No hosted endpoint is called unless --model or --embedder names one, or --profile asks the judge's.
 
     Exit code 1: something that was asked for does not work.
     """

@@ -24,7 +24,9 @@ def init(
     db: Database,
     name: Annotated[str, typer.Option("--judge", envvar="MEMALIGN_JUDGE", help="The judge's name.", show_default=False)],
     instructions: Annotated[str | None, typer.Option(help="What the judge decides, in plain language; @FILE reads it from a file.")] = None,
-    scale: Annotated[str | None, typer.Option(help="boolean, score:1-5, categories:good,bad, ordered:poor,fair,good, pairwise")] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="boolean, score:1-5, categories:good,bad, ordered:poor,fair,good, pairwise, pairwise:no-tie")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="provider/model, e.g. openai/gpt-4.1-mini or local/qwen2.5-coder-1.5b")] = None,
     reflection_model: Annotated[str | None, typer.Option(help="The model that distils guidelines; the same unless given.")] = None,
     embedder: Annotated[str | None, typer.Option(help="local/minilm (the default) or openai/<model>")] = None,
