@@ -231,6 +231,12 @@ def test_init_keeps_limits_of_retention(run: Run, db: str) -> None:
     judge.close()
     assert run("init", "--judge", "kind", "--k", "7").stdout == "judge 'kind': k changed from 5 to 7\n"
     assert Judge.load(db, "kind").retention == limits
+    changed = run("init", "--judge", "kind", "--max-age-days", "30", "--temperature", "0.5").stdout
+    assert "retention changed from" in changed
+    assert "temperature changed from 0.0 to 0.5" in changed
+    assert Judge.load(db, "kind").retention == Retention(max_age_days=30, max_records=3), "what is not given stays"
+    assert "to None" in run("init", "--judge", "kind", "--max-age-days", "0", "--max-records", "0").stdout
+    assert Judge.load(db, "kind").retention is None
 
 
 def test_init_in_json_and_what_comes_next(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

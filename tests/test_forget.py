@@ -503,7 +503,7 @@ def test_retention_that_makes_no_sense_is_refused(make_judge: MakeJudge) -> None
     for limits in ({"max_age_days": 0}, {"max_records": 0}, {"max_age_days": float("nan")}):
         with pytest.raises(ConfigurationError):
             Retention(**limits)
-    with pytest.raises(ConfigurationError, match="has no retention limits"):
+    with pytest.raises(ConfigurationError, match="has no limits of retention"):
         make_judge().purge(expired=True)
     with pytest.raises(ConfigurationError, match="exclude each other"):
         make_judge(retention=Retention(max_records=5)).purge("1", expired=True)
@@ -593,7 +593,7 @@ def test_the_command_line_previews_asks_and_purges(cli: Any) -> None:
     assert "a search of the bytes finds nothing of them" in told
     assert "name the records" in cli("purge", "--yes", code=2)
     assert "nothing was changed" in cli("purge", "typo", "--yes", code=2)
-    assert "no retention limits" in cli("purge", "--expired", "--yes", code=2)
+    assert "no limits of retention" in cli("purge", "--expired", "--yes", code=2)
     assert json.loads(cli("purge", "--all", "--yes", "--json"))["withdrawn"] == 2
 
 

@@ -187,7 +187,8 @@ class Owned(Description):
         if ids is not None or selection:
             raise ConfigurationError("expired and a selection of records exclude each other")
         if self.retention is None:
-            raise ConfigurationError(f"judge {self.name!r} has no retention limits; give it some: Judge(..., retention=Retention(max_age_days=365))")
+            advice = "give it some: memalign init --max-age-days 365, or Judge(..., retention=Retention(max_age_days=365))"
+            raise ConfigurationError(f"judge {self.name!r} has no limits of retention; {advice}")
         return await asyncio.to_thread(forget.beyond, self.memory, self.retention)
 
     def _writable(self) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from memalign.cli.options import Actor, AsJson, Database, JudgeName
+from memalign.cli.options import Actor, AsJson, Database, JudgeName, Verify
 
 if TYPE_CHECKING:
     from memalign.alignment import Advice, Mode
@@ -25,14 +25,7 @@ def align(
     coach: Annotated[
         bool, typer.Option("--coach", help="First ask of each new reason whether it is usable; on a terminal, mend it before it is stored.")
     ] = False,
-    verify: Annotated[
-        str,
-        typer.Option(
-            metavar="off|fast|full",
-            help="Whether guidelines must prove themselves on records judged again: fast takes 24, full all. By default fast for openai/... models, "
-            "else off.",
-        ),
-    ] = "",
+    verify: Verify = "",
     override: Annotated[bool, typer.Option("--override", help="Let guidelines stand that verification refuses.")] = False,
     screen: Annotated[
         bool | None,

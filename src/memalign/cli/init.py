@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memalign.cli.options import AbstainBelow, AsJson, Database, Retrieve, Votes, Weights
+from memalign.cli.options import AbstainBelow, AsJson, Database, ExpectedScore, Retrieve, ScaleSpec, Votes, Weights
 from memalign.errors import ConfigurationError
 from memalign.stores import shown
 
@@ -24,9 +24,7 @@ def init(
     db: Database,
     name: Annotated[str, typer.Option("--judge", envvar="MEMALIGN_JUDGE", help="The judge's name.", show_default=False)],
     instructions: Annotated[str | None, typer.Option(help="What the judge decides, in plain language; @FILE reads it from a file.")] = None,
-    scale: Annotated[
-        str | None, typer.Option(help="boolean, score:1-5, categories:good,bad, ordered:poor,fair,good, pairwise, pairwise:no-tie")
-    ] = None,
+    scale: ScaleSpec = None,
     model: Annotated[str | None, typer.Option(help="provider/model, e.g. openai/gpt-4.1-mini or local/qwen2.5-coder-1.5b")] = None,
     reflection_model: Annotated[str | None, typer.Option(help="The model that distils guidelines; the same unless given.")] = None,
     embedder: Annotated[str | None, typer.Option(help="local/minilm (the default) or openai/<model>")] = None,
@@ -37,10 +35,11 @@ def init(
     abstain_below: AbstainBelow = None,
     votes: Votes = None,
     both_orders: Annotated[bool | None, typer.Option("--both-orders/--one-order", help="Pairwise: judge each pair in both orders.")] = None,
-    expected_score: Annotated[
-        bool | None, typer.Option("--expected-score/--likeliest-score", help="A score is the one nearest to the mean of its probabilities.")
-    ] = None,
+    expected_score: ExpectedScore = None,
     weight: Weights = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the judge's replies, 0 unless given.", min=0.0)] = None,
+    max_age_days: Annotated[float | None, typer.Option(help="Purge records that are older, after each align; 0 lifts the limit.", min=0.0)] = None,
+    max_records: Annotated[int | None, typer.Option(help="Keep so many records, the newest; 0 lifts the limit.", min=0)] = None,
     json: AsJson = False,
 ) -> None:
     """Register a judge or change its settings.
@@ -48,7 +47,6 @@ def init(
     Of a judge that exists, what is not given stays as it is; its scale cannot be changed.
     """
     from memalign.cli.printing import emit
-    from memalign.judge import Judge
 
     given: dict[str, Any] = {
         "instructions": _text(instructions),
@@ -62,26 +60,22 @@ def init(
         "votes": votes,
         "both_orders": both_orders,
         "expected_score": expected_score,
+        "temperature": temperature,
     }
     before = _existing(db, name)
-    given = {key: value for key, value in given.items() if value is not None} | _retrieval(before, retrieve or []) | _weights(before, weight or [])
-    if before is None:
-        judge = _new(db, name, scale, given)
-    else:
-        _same_scale(before, scale)
-        judge = Judge(name=name, scale=before.scale, memory=db, **(_kept(before) | given))
-    try:
+    given = {key: value for key, value in given.items() if value is not None}
+    given |= _retrieval(before, retrieve or []) | _weights(before, weight or []) | _limits(before, max_age_days, max_records)
+    judge = _new(db, name, scale, given) if before is None else _changed(db, before, scale, given)
+    with closing(judge):
         _ = judge.memory.judge_id  # registers it
-    finally:
-        judge.close()
     old, new = before.settings if before else {}, judge.settings
-    changed = [key for key in new if new[key] != old.get(key)] if before else []
+    changed = {key: (old.get(key), new.get(key)) for key in new | old if new.get(key) != old.get(key)} if before else {}
     if json:
-        emit({"judge": name, "registered": before is None, "changed": {key: [old.get(key), new[key]] for key in changed}, "settings": new})
+        emit({"judge": name, "registered": before is None, "changed": changed, "settings": new})
     elif before is None:
         _welcome(judge, db)
     else:
-        _tell(name, db, {key: (old.get(key), new[key]) for key in changed})
+        _tell(name, db, changed)
 
 
 def _welcome(judge: Judge, db: str) -> None:
@@ -129,6 +123,15 @@ def _weights(before: Judge | None, given: list[str]) -> dict[str, Any]:
     return {"weights": {name: weight for name, weight in weights.items() if weight != 1}} if given else {}
 
 
+def _limits(before: Judge | None, max_age_days: float | None, max_records: int | None) -> dict[str, Any]:
+    """What the limits of retention become; 0 lifts one."""
+    from memalign.memory.retention import Retention
+
+    given = {name: value or None for name, value in (("max_age_days", max_age_days), ("max_records", max_records)) if value is not None}
+    limits = (before.retention.to_dict() if before is not None and before.retention is not None else {}) | given
+    return {"retention": Retention(**limits) if any(limits.values()) else None} if given else {}
+
+
 def _existing(db: str, name: str) -> Judge | None:
     from memalign.judge import Judge
     from memalign.memory import judge_names
@@ -151,7 +154,8 @@ def _new(db: str, name: str, scale: str | None, given: dict[str, Any]) -> Judge:
     return Judge(name=name, scale=Scale.parse_spec(scale), memory=db, **given)
 
 
-def _same_scale(before: Judge, scale: str | None) -> None:
+def _changed(db: str, before: Judge, scale: str | None, given: dict[str, Any]) -> Judge:
+    from memalign.judge import Judge
     from memalign.scale import Scale
 
     if scale is not None and Scale.parse_spec(scale) != before.scale:
@@ -159,6 +163,7 @@ def _same_scale(before: Judge, scale: str | None) -> None:
             f"judge {before.name!r} has the scale {before.scale.spec}, which cannot be changed to {scale}: verdicts of two scales cannot be mixed; "
             "give the new judge another name"
         )
+    return Judge(name=before.name, scale=before.scale, memory=db, **(_kept(before) | given))
 
 
 def _kept(before: Judge) -> dict[str, Any]:

@@ -204,6 +204,8 @@ def _show(judge: Judge, verdict: Verdict) -> None:
         say(f"the two orders disagree: {judge.scale.label_of(verdict.orders[0])} as given, {judge.scale.label_of(verdict.orders[1])} when swapped")
     if verdict.rationale:
         say(f"rationale: {verdict.rationale}")
+    if verdict.id:
+        say(f"id: {verdict.id} (memalign memory explain tells later what it rests on)")
     guidelines = {guideline.id: guideline.text for guideline in judge.memory.guidelines(all_states=True)}
     if verdict.guideline_ids:
         say("guidelines:")

@@ -16,6 +16,18 @@ AbstainBelow = Annotated[
     float | None, typer.Option("--abstain-below", help="Leave items to the experts on which the judge is less sure than this.", min=0.0, max=1.0)
 ]
 Votes = Annotated[int | None, typer.Option("--votes", help="Count so many replies an item, each shown other cases.", min=1)]
+ScaleSpec = Annotated[str | None, typer.Option(help="boolean, score:1-5, categories:good,bad, ordered:poor,fair,good, pairwise, pairwise:no-tie")]
+ExpectedScore = Annotated[
+    bool | None, typer.Option("--expected-score/--likeliest-score", help="A score is the one nearest to the mean of its probabilities.")
+]
+Verify = Annotated[
+    str,
+    typer.Option(
+        metavar="off|fast|full",
+        help="Whether guidelines must prove themselves on records judged again: fast takes 24, full all. By default fast for openai/... models, "
+        "else off.",
+    ),
+]
 Retrieve = Annotated[
     list[str] | None,
     typer.Option(

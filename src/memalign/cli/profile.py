@@ -36,12 +36,13 @@ def profile(judge: Judge, *, progress: Callable[[str, int, int], None]) -> dict[
     written = time.perf_counter() - started
     first, rest = found[0], found[1:] or found
     stages = {stage: _figures([(verdict.trace.seconds if verdict.trace else {}).get(stage, 0.0) for verdict in rest]) for stage in STAGES}
-    sums = [verdict.seconds - sum(verdict.trace.seconds.values() if verdict.trace else ()) for verdict in rest]
+    known = [sum(verdict.trace.seconds.values()) if verdict.trace else 0.0 for verdict in rest]
+    beside = [max(0.0, verdict.seconds - spent) for verdict, spent in zip(rest, known, strict=True)]  # replies heard at once add up to more
     whole = _figures([verdict.seconds for verdict in rest])
     return {
         "judgements": len(rest),
         "first": round(1000 * first.seconds, 2),
-        "stages": stages | {"other": _figures(sums), "whole": whole},
+        "stages": stages | {"other": _figures(beside), "whole": whole},
         "write": round(1000 * written, 2),
     }
 
