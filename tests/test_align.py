@@ -127,6 +127,16 @@ def test_unchanged_feedback_costs_no_call_and_no_revision(make_judge: MakeJudge)
     assert judge.align().revision == 1
 
 
+@pytest.mark.parametrize("number", [True, 1.0])
+def test_what_differs_in_json_alone_is_a_change(make_judge: MakeJudge, number: Any) -> None:
+    judge = make_judge()
+    judge.align([record(1, inputs={"urgent": 1}, id="r1")])
+    assert judge.align([record(1, inputs={"urgent": number}, id="r1")]).changed == 1
+    (episode,) = judge.memory.episodes()
+    assert type(episode.feedback.inputs["urgent"]) is type(number)
+    assert judge.align([record(1, inputs={"urgent": number}, id="r1")]).unchanged == 1
+
+
 def test_nothing_to_learn_is_revision_0(make_judge: MakeJudge) -> None:
     assert make_judge().align().revision == 0
 

@@ -108,7 +108,8 @@ class Feedback:
 
     def says_the_same_as(self, other: Feedback) -> bool:
         """Whether it is the same verdict on the same item for the same reason, whoever gives it."""
-        return self.item == other.item and self.value == other.value and type(self.value) is type(other.value) and self.rationale == other.rationale
+        same = self.item.id == other.item.id and canonical(self.value) == canonical(other.value)  # in JSON 1, 1.0 and true differ
+        return same and self.rationale == other.rationale
 
     def teaches_the_same_as(self, other: Feedback) -> bool:
         """Whether nothing that teaches differs: what is said, and by whom (time and source do not teach)."""
