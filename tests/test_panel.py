@@ -101,3 +101,12 @@ def test_a_judge_measures_what_it_holds_together_with_what_is_new(make_judge: Ma
     assert len(after.contested) == 2
     with pytest.raises(BadRecord):
         judge.panel([record(1, value="off the scale")])
+
+
+def test_a_record_that_is_about_to_replace_another_is_not_measured_against_it(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(n, value=n % 2 == 0, annotator="meg", id=f"r{n}") for n in range(4)])
+    assert judge.panel([record(n, value=n % 2 == 0, annotator="owen", id=f"r{n}") for n in range(4)]).shared == 0
+    judge.align(said(9, meg=True, owen=True))
+    changed = record(9, value=False, annotator="owen", created_at=datetime(2020, 1, 1, tzinfo=UTC))
+    assert len(judge.panel([changed]).contested) == 1

@@ -74,9 +74,13 @@ class Panel:
 
 
 def panel(scale: Scale, records: Iterable[Feedback], *, seed: int = 0) -> Panel:
-    """Measure the experts against each other on the items that several of them judged; an expert's newest record on an item counts."""
+    """Measure the experts against each other on the items that several of them judged; an expert's newest record on an item counts.
+
+    Of records with one id the one given last counts: it replaces the others, whoever gave them.
+    """
     said: defaultdict[str, dict[str, Feedback]] = defaultdict(dict)
-    for record in sorted(records, key=lambda record: record.created_at):
+    held = {record.id: record for record in records}
+    for record in sorted(held.values(), key=lambda record: record.created_at):
         said[record.item.id][record.annotator] = record
     shared = [records for records in said.values() if len(records) > 1]
     counts = Counter(annotator for records in shared for annotator in records)
