@@ -138,3 +138,11 @@ def test_ordinal_labels_all_equal(make_judge: MakeJudge) -> None:
     agreement = judge.evaluate(given)
     assert agreement.mae is not None
     assert (agreement.mae.value, agreement.ccc, agreement.rank_correlation) == (0.0, None, None)
+
+
+def test_half_a_surrogate_pair_in_a_rule_or_in_advice_is_replaced(make_judge: MakeJudge) -> None:
+    judge = make_judge(ScriptedChatModel(lambda _: "Never mock an author \ud83d, ever.", name="local/tiny"))
+    judge.align([record(1, "never mock an author, ever")])
+    assert [guideline.text for guideline in judge.memory.guidelines()] == ["Never mock an author ?, ever."]
+    advising = ScriptedChatModel(lambda _: '{"problem": "vague", "with": "", "why": "Say who \\ud83d", "question": ""}')
+    assert make_judge(advising).coach(record(1, "never mock an author, ever")).message == "Say who ?"

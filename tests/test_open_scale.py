@@ -94,6 +94,24 @@ def adopted(judge: Any, *args: Any, **more: Any) -> Any:
     return edge.run(adopt(judge.session, *args, **more))
 
 
+@pytest.mark.parametrize("explain", [True, False])
+def test_half_a_surrogate_pair_in_a_verdict_is_replaced_and_logged(make_judge: MakeJudge, explain: bool) -> None:
+    reply = '{"rationale": "r", "verdict": "fine \\ud83d"}' if explain else "fine \ud83d"
+    judge = make_judge(ScriptedChatModel(lambda _: reply), scale=TEXT, explain=explain)
+    verdict = judge(outputs="a reply")
+    assert verdict.value == "fine ?"
+    assert judge.memory.explain(verdict.id).value == "fine ?"
+    assert judge.align([record(1, value="fine")], screen=True).new == 1
+
+
+def test_half_a_surrogate_pair_in_an_experts_verdict_is_refused_before_anything_is_stored(make_judge: MakeJudge) -> None:
+    judge = make_judge(scale=TEXT)
+    with pytest.raises(BadRecord, match="surrogate") as found:
+        judge.align([record(1, value="fine"), record(2, value="fine \ud83d")])
+    assert (found.value.row, found.value.field) == (2, "value")
+    assert judge.memory.waiting() == 0
+
+
 def test_what_was_learned_elsewhere_enters_in_one_revision_without_a_call(make_judge: MakeJudge) -> None:
     judge = make_judge(ScriptedChatModel())
     one, two = record(1, "too cold"), record(2, "too long")

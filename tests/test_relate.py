@@ -167,6 +167,16 @@ def test_situations_that_do_not_meet_split_a_conflict(make_judge: MakeJudge) -> 
     assert texts(judge) == ["When couriers deliver, heed a date is named for couriers.", "When the post delivers, heed no date is named for post."]
 
 
+def test_half_a_surrogate_pair_in_a_situation_does_not_stop_the_alignment(make_judge: MakeJudge) -> None:
+    judge = taught(
+        make_judge,
+        later("no date is named for post"),
+        first=record(1, "a date is named for couriers"),
+        conflicts=[(1, 2, "couriers deliver \ud83d", "the post delivers")],
+    )
+    assert texts(judge)[0] == "When couriers deliver ?, heed a date is named for couriers."
+
+
 def test_situations_that_the_texts_do_not_name_split_nothing(make_judge: MakeJudge) -> None:
     judge = taught(make_judge, later(), conflicts=[(1, 2, "the moon is full", "the moon is new")])
     assert len(texts(judge)) == 1

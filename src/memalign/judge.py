@@ -328,7 +328,7 @@ class Judge(Owned):
         checked = []
         for place, record in enumerate(each_feedback(feedback), start=1):
             try:
-                checked.append(replace(record.check_storable(), value=self.scale.check(record.value)))
+                checked.append(replace(record, value=self.scale.check(record.value)).check_storable())
             except BadRecord as error:
                 raise BadRecord(error.reason, field=error.field, row=place) from error
         return checked

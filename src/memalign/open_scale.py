@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from memalign.errors import BadRecord, ConfigurationError, UnreadableReply
-from memalign.records import canonical
+from memalign.records import canonical, storable
 from memalign.scale import Scale, json_object
 
 _TYPES: dict[str, Any] = {
@@ -83,14 +83,14 @@ class OpenScale(Scale):
         if "verdict" not in reply:
             raise UnreadableReply(f"the reply must have the key 'verdict', not {sorted(reply)!r:.120}")
         try:
-            return self.check(reply["verdict"]), str(reply.get("rationale") or "").strip()
+            return self.check(storable(reply["verdict"])), str(reply.get("rationale") or "").strip()
         except BadRecord as error:
             raise UnreadableReply(f"the verdict {error.reason}") from error
 
     def parse_label(self, text: str) -> Any:
         """Value of a reply that is nothing but the value: text as it is where text is allowed, else JSON. Raises UnreadableReply."""
         try:
-            return self.value_of(text.strip())
+            return self.value_of(storable(text).strip())
         except BadRecord as error:
             raise UnreadableReply(f"the reply {error.reason}") from error
 

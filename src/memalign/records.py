@@ -27,6 +27,11 @@ def canonical(value: Any) -> str:
         raise BadRecord(f"not a JSON value ({error})") from error
 
 
+def storable(value: Any) -> Any:
+    """A JSON value with a question mark for each half of a surrogate pair, which models may write but no store can hold."""
+    return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+
+
 def content_hash(*parts: Any) -> str:
     """A 128-bit hexadecimal digest of JSON values."""
     return hashlib.blake2b("\x1f".join(canonical(part) for part in parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
@@ -97,7 +102,7 @@ class Feedback:
 
     def check_storable(self) -> Feedback:
         """The record itself; raises BadRecord when a field is no JSON value or no valid Unicode, so that no store can hold it."""
-        for field_name in ("inputs", "outputs", "expectations", "rationale", "annotator", "id", "source"):
+        for field_name in ("inputs", "outputs", "expectations", "value", "rationale", "annotator", "id", "source"):
             try:
                 canonical(getattr(self, field_name)).encode()
             except BadRecord as error:

@@ -13,7 +13,7 @@ from memalign.errors import UnreadableReply
 from memalign.memory.episodic import Stored
 from memalign.models import ChatRequest, Message
 from memalign.prompts import render
-from memalign.records import Guideline
+from memalign.records import Guideline, storable
 from memalign.rendering import item_text, trimmed
 from memalign.session import Meter, Session
 from memalign.working import Task, fenced
@@ -96,7 +96,7 @@ async def _gist(session: Session, meter: Meter, task: Task, stored: Stored) -> l
     shots = [message for reason, rule in _SHOTS for message in (Message("user", reason), Message("assistant", rule))]
     messages = (Message("system", render("gist")), *shots, Message("user", given))
     reply = await session.ask(meter, session.reflection_model, ChatRequest(messages=messages, max_tokens=IN_PROCESS.max_tokens, purpose="distil"))
-    return [{"op": "rule", "rule": reply.text.strip().partition("\n")[0], "cases": [1]}]
+    return [{"op": "rule", "rule": storable(reply.text).strip().partition("\n")[0], "cases": [1]}]
 
 
 def _request(

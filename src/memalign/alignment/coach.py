@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from memalign.errors import UnreadableReply
 from memalign.models import ChatRequest, Message
 from memalign.prompts import render
-from memalign.records import Episode, Feedback, Guideline, Usage, content_hash
+from memalign.records import Episode, Feedback, Guideline, Usage, content_hash, storable
 from memalign.rendering import item_text, one_line, search_text, trimmed
 from memalign.scale import Scale
 from memalign.session import Meter, Session
@@ -176,7 +176,7 @@ def _reason(feedback: Feedback) -> str:
 def _read(text: str, feedback: Feedback, known: Sequence[str], usage: Usage) -> Advice:
     """The reply as advice. A contradiction with something that does not exist is no contradiction."""
     try:
-        said = json.loads(text)
+        said = storable(json.loads(text))
         problem, other, why, question = (str(said[name]).strip() for name in ("problem", "with", "why", "question"))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UnreadableReply(

@@ -10,6 +10,7 @@ from typing import Any
 
 from memalign.alignment.checks import addresses_the_model, copied, folded, orders_a_verdict, personal_data
 from memalign.errors import UnreadableReply
+from memalign.records import storable
 from memalign.rendering import guideline_text
 
 __all__ = ["Add", "Contradict", "Operation", "Refine", "Rejected", "Support", "check", "guideline_text", "parse", "schema", "unsound"]
@@ -84,8 +85,7 @@ def parse(text: str) -> list[dict[str, Any]]:
     """The proposals of a reply, unchecked. Raises UnreadableReply."""
     body = re.sub(r"\A\s*```(?:json)?|```\s*\Z", "", text)
     try:
-        found = json.loads(json.dumps(json.loads(body), ensure_ascii=False).encode("utf-8", "replace"))  # no half surrogate pairs
-        operations = found["operations"]
+        operations = storable(json.loads(body))["operations"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UnreadableReply(f"the distillation is not the JSON that was asked for ({type(error).__name__})") from error
     if not isinstance(operations, list) or not all(isinstance(operation, dict) for operation in operations):

@@ -12,7 +12,7 @@ from memalign.alignment.plan import Proposal
 from memalign.errors import UnreadableReply
 from memalign.models import ChatRequest, Message
 from memalign.prompts import render
-from memalign.records import Guideline, content_hash
+from memalign.records import Guideline, content_hash, storable
 from memalign.session import Meter, Session
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ async def named(session: Session, meter: Meter, held: Sequence[Held], pairs: Col
         request = ChatRequest(messages=messages, schema=_SCHEMA, max_tokens=room, temperature=warmth, purpose="relate")
         reply = await session.ask(meter, session.reflection_model, request)
         try:
-            return read(json.loads(reply.text), listed, {frozenset(pair) for pair in pairs})
+            return read(storable(json.loads(reply.text)), listed, {frozenset(pair) for pair in pairs})
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
     raise UnreadableReply(f"no reply of {_ATTEMPTS} says which of {len(listed)} guidelines say the same")
