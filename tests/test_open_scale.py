@@ -30,6 +30,8 @@ TABLE = OpenScale.of({"type": "object", "additionalProperties": {"type": "intege
         (TEXT, True, "true"),
         (TEXT, 4, "4"),
         (MAYBE, 4.0, 4),
+        (MAYBE, "9007199254740993", 9007199254740993),
+        (MAYBE, 10**400, 10**400),
         (MAYBE, None, None),
         (CHOICE, 1, 1),
         (CHOICE, True, True),
@@ -46,7 +48,17 @@ def test_values_are_read(scale: OpenScale, said: Any, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("scale", "said"),
-    [(NUMBER, True), (NUMBER, "many"), (NUMBER, float("nan")), (TEXT, ["a"]), (MAYBE, 4.5), (CHOICE, 2), (LIST, [1]), (TABLE, {"tone": "x"})],
+    [
+        (NUMBER, True),
+        (NUMBER, "many"),
+        (NUMBER, float("nan")),
+        (NUMBER, 10**400),
+        (TEXT, ["a"]),
+        (MAYBE, 4.5),
+        (CHOICE, 2),
+        (LIST, [1]),
+        (TABLE, {"tone": "x"}),
+    ],
 )
 def test_values_off_the_scale_are_named(scale: OpenScale, said: Any) -> None:
     with pytest.raises(BadRecord, match="is not on the scale; accepted: "):

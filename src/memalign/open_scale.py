@@ -128,14 +128,17 @@ def _readings(value: Any, schema: Mapping[str, Any]) -> list[Any]:
     number: float | None = None
     if isinstance(value, str) and types & {"integer", "number"} and "string" not in types:
         try:
-            number = float(value)
+            number = int(value) if value.strip().lstrip("+-").isdecimal() else float(value)
         except ValueError:
             return [value]
     elif isinstance(value, int | float) and not isinstance(value, bool):
         number = value
-    if number is not None and math.isfinite(number):
-        if "number" in types:
+    if "number" in types and number is not None:
+        try:
             return [float(number)]
+        except OverflowError:  # a whole number that no float holds
+            return []
+    if number is not None and (isinstance(number, int) or math.isfinite(number)):
         return [value, *([int(number)] if number == int(number) else []), *([canonical(value)] if "string" in types else [])]
     return [value, canonical(value)] if isinstance(value, bool) and "string" in types else [value]
 
