@@ -374,6 +374,16 @@ def test_calibration_with_votes_is_followed_by_judgements_with_as_many(make_judg
     assert verdict.confidence is not None
 
 
+def test_calibration_with_other_votes_than_the_judge_counts_is_refused_before_any_call(make_judge: MakeJudge) -> None:
+    model = ScriptedChatModel(lambda _: "yes")
+    judge = make_judge(model, explain=False, votes=3)
+    judge.align([record(number, value=number % 2 == 0) for number in range(12)])
+    with pytest.raises(ConfigurationError, match="counts 3 replies"):
+        judge.calibrate(votes=5)
+    assert (model.requests, len(judge.memory.history())) == ([], 1)
+    assert judge.calibrate().decision == judge.calibrate(votes=3).decision
+
+
 def test_what_was_fitted_on_one_model_does_not_hold_for_another(make_judge: MakeJudge, db: str) -> None:
     scale = WORDS
     judge = make_judge(ScriptedChatModel(lenient(scale), name="local/one"), scale=scale, explain=False, k=0, memory=db)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from memalign.engines import in_flight
-from memalign.errors import ModelUnavailable
+from memalign.errors import ConfigurationError, ModelUnavailable
 from memalign.judging import PLAIN, Caution, attempt, decide
 from memalign.memory.episodic import Stored
 from memalign.memory.revisions import Decision
@@ -94,12 +94,17 @@ async def calibrate(
     actor: str,
     progress: Callable[[str, int, int], None],
     caution: Caution = PLAIN,
+    service: int | None = None,
 ) -> Calibration:
     """Judge records that are no exemplars with their own case hidden, and fit the weights of model and vote on their labels.
 
     ``ablate``: judge them without guidelines too; where reading them does not lower the log loss by more than two standard errors, the model
-    reads only what experts pinned from then on. Raises ModelUnavailable when no record could be judged.
+    reads only what experts pinned from then on. ``service``: the replies that the judge counts by its own settings, whatever is fitted. Raises
+    ConfigurationError where these are others than are counted here, ModelUnavailable when no record could be judged.
     """
+    if service is not None and caution.votes != service:
+        why = f"by its settings this judge counts {service} replies a verdict, so what is fitted on {caution.votes} would never decide"
+        raise ConfigurationError(f"{why}: calibrate with votes={service}, or change the judge's votes first")
     space = await session.reader(Meter())
     view = await asyncio.to_thread(space.memory.view)
     nothing = Calibration(judged=0, decision=None, revision=view.revision, note="")

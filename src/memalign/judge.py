@@ -183,7 +183,7 @@ class Judge(Owned):
         self._counted()
         without = model_name(self.model).startswith("local/") if ablate is None else ablate
         ask = partial(calibrate, self.session, self.task, self._recall(own=False), temperature=self.temperature, caution=self._caution(None, votes))
-        return await ask(sample=sample, ablate=without, actor=actor, progress=progress)
+        return await ask(sample=sample, ablate=without, actor=actor, progress=progress, service=self.votes)
 
     def suggest(self, items: Iterable[Item | Feedback], n: int = 20, *, calls: int = 0, progress: Progress = silent) -> list[Suggestion]:
         """The ``n`` unlabelled items whose verdict by an expert would teach most, the best first, with the reasons and the parts of their score.
