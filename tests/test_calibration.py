@@ -416,6 +416,17 @@ def test_pairs_are_calibrated_in_both_orders(make_judge: MakeJudge) -> None:
     assert calibration.after.accuracy == 1.0
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_interchangeable_outputs_have_no_offset_at_all(seed: int) -> None:
+    chance = random.Random(seed)
+    shares = [chance.uniform(0.05, 0.95) for _ in range(40)]
+    cases = [case_of(PAIR, {"a" if chance.random() < share else "b": 1.0}, {"A": share, "B": 1 - share}, ()) for share in shares]
+    decision = fitted(PAIR, cases, "model", mirrored=True)
+    assert decision is not None
+    assert decision.offsets == (0.0, 0.0)
+    assert not decision.changes_values
+
+
 def test_pairs_whose_orders_disagree_are_not_covered_where_the_judge_abstains(make_judge: MakeJudge) -> None:
     """Knows the better one of odd pairs, and prefers the first of the others."""
 

@@ -27,6 +27,9 @@ LEAST_SPREAD = 0.25
 FEWEST_OF_A_LABEL = 4
 """A label that experts gave less often weighs as if they had given it so often."""
 
+_NO_OFFSET = 1e-6
+"""What is nearer to 0 is rounding, which differs from processor to processor: with offsets, what was fitted decides instead of the model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -65,7 +68,8 @@ def fitted(scale: Scale, cases: Sequence[Case], parts: Parts, *, mirrored: bool 
         kept = [np.zeros_like(feature) if slope < 0 else feature for feature, slope in zip(used, slopes, strict=True)]
         slopes, offsets = _regression(kept, basis, labels, weight, centred=centred)
     slopes = np.maximum(slopes, 0.0)
-    offsets = offsets - offsets.mean() if offsets.any() else offsets
+    offsets = offsets - offsets.mean()
+    offsets[np.abs(offsets) < _NO_OFFSET] = 0.0
     return Decision(
         model_weight=float(slopes[0]),
         vote_weight=float(slopes[1]) if len(slopes) > 1 else 0.0,
