@@ -14,7 +14,8 @@ from sqlalchemy import select, update
 from typer.testing import CliRunner
 
 from conftest import MakeJudge, add, expert, record, says, support
-from memalign import Judge, Retention
+from memalign import Judge, Retention, Usage
+from memalign.alignment import forget
 from memalign.cli import app
 from memalign.embedders.scripted import HashEmbedder
 from memalign.errors import ConfigurationError, ModelUnavailable, NotFound, StoreBusy
@@ -497,6 +498,39 @@ def test_retention_purges_by_age_and_number_at_align(make_judge: MakeJudge, db: 
     loaded.close()
     assert judge.align([record(8, created_at=now - timedelta(days=1))]).expired == 1
     assert held(judge) == ["reply 0", "reply 1", "reply 8"]
+
+
+def test_what_retention_costs_and_leaves_undone_stands_in_the_report(make_judge: MakeJudge) -> None:
+    asked = []
+
+    def answer(request: ChatRequest) -> Any:
+        if request.purpose == "distil":
+            asked.append(request)
+            if len(asked) == 2:
+                raise ModelUnavailable("the line is dead")
+        return ChatReply(text=json.dumps(expert(request)), usage=Usage(calls=1, prompt_tokens=1000))
+
+    judge = make_judge(ScriptedChatModel(answer, name="openai/gpt-4.1-mini"), retention=Retention(max_age_days=30))
+    old = record(1, "apologise", created_at=datetime.now(UTC) - timedelta(days=31))
+    report = judge.align([old, record(2, "greet first")], verify="off")
+    assert (report.expired, report.unconsumed, [batch.error for batch in report.failed_batches]) == (1, 1, ["the line is dead"])
+    assert (report.added, judge.memory.guidelines()) == ((), [])
+    assert report.cost_usd == pytest.approx(judge.memory.spent()[1])
+    report = judge.align()
+    assert [guideline.text for guideline in report.added] == [heed("greet first")]
+
+
+def test_what_the_purge_of_expired_records_could_not_finish_is_told(make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(_: object) -> None:
+        raise StoreBusy("another process reads")
+
+    judge = make_judge(retention=Retention(max_records=1))
+    _ = judge.memory.judge_id
+    monkeypatch.setattr(forget, "scrub", busy)
+    report = judge.align([record(1), record(2)])
+    assert "another process reads" in report.note
+    assert any("another process reads" in line for line in report.lines())
+    assert "another process reads" in report.to_html()
 
 
 def test_retention_that_makes_no_sense_is_refused(make_judge: MakeJudge) -> None:

@@ -173,10 +173,13 @@ class Owned(Description):
 
     async def _expire(self, report: AlignReport, *, actor: str, progress: Progress) -> AlignReport:
         """After an alignment: purge what is beyond the retention limits."""
+        from memalign.alignment.withdrawal import expired as with_expired
+
         if (await self._selected(None, {}, expired=True)).empty:
             return report
         gone = await self.apurge(expired=True, actor=actor, progress=progress)
-        return replace(report, expired=gone.withdrawn, revision=gone.revision, unconsumed=gone.unconsumed, usage=report.usage + gone.usage)
+        held = {guideline.id: guideline for guideline in await asyncio.to_thread(self.memory.guidelines, all_states=True)}
+        return with_expired(report, gone, held)
 
     async def _selected(self, ids: str | Iterable[str] | None, selection: dict[str, Any], *, expired: bool = False) -> Selection:
         from memalign.alignment import forget

@@ -38,6 +38,8 @@ class AlignReport:
     """Records that were left out, because they had been purged from this memory; ``memory.lift`` lets them be learned again."""
     expired: int = 0
     """Records that were purged, being beyond the judge's retention limits."""
+    note: str = ""
+    """What of that purge could not be finished, and why."""
     added: tuple[Guideline, ...] = ()
     joined: tuple[Guideline, ...] = ()
     """Existing guidelines that gained evidence."""
@@ -91,6 +93,7 @@ class AlignReport:
         """What experts or operators have to look after, a line each."""
         lines = [f"{self.purged} record(s) left out: they were purged from this memory before"] if self.purged else []
         lines += [f"{self.expired} record(s) purged: beyond the retention limits"] if self.expired else []
+        lines += [f"  ! {self.note}"] if self.note else []
         lines += [f"experts disagree on {len(self.contested)} item(s)"] if self.contested else []
         lines += [UNREAD] if self.unread else []
         lines += [f"  ! new guidelines were not compared with the others ({why}); look for what they repeat or contradict" for why in self.unrelated]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from memalign.alignment.report import AlignReport
@@ -88,3 +88,30 @@ class Withdrawal:
         if self.unconsumed:
             lines.append(f"{self.unconsumed} record(s) still wait to be distilled; align goes on with them")
         return [*lines, f"  ! {self.note}"] if self.note else lines
+
+
+_CHANGED = ("added", "joined", "refined", "superseded", "quarantined", "archived", "retired")
+
+
+def expired(report: AlignReport, gone: Withdrawal, held: Mapping[str, Guideline]) -> AlignReport:
+    """An alignment's report together with the purge of what was then beyond the retention limits; ``held``: the guidelines that are there now."""
+    again = gone.aligned or AlignReport(revision=gone.revision, contested=report.contested)
+    changed: dict[str, Any] = {}
+    for name in _CHANGED:
+        ids = [guideline.id for guideline in (*getattr(report, name), *getattr(again, name), *(gone.retired if name == "retired" else ()))]
+        changed[name] = tuple(held[key] for key in dict.fromkeys(ids) if key in held)
+    return replace(
+        report,
+        **changed,
+        revision=gone.revision,
+        expired=gone.withdrawn,
+        note=gone.note,
+        rejected=report.rejected + again.rejected,
+        contested=again.contested,
+        failed_batches=report.failed_batches + again.failed_batches,
+        unrelated=report.unrelated + again.unrelated,
+        unconsumed=gone.unconsumed,
+        usage=report.usage + gone.usage,
+        cost_usd=None if report.cost_usd is None or gone.cost_usd is None else report.cost_usd + gone.cost_usd,
+        seconds=report.seconds + gone.seconds,
+    )

@@ -41,7 +41,7 @@ def align(
     candidate that the judge does not read. Bad rows are reported and left out.
     With --coach on a terminal, Ctrl-C stores what was decided until then; align without a FILE learns it, the same command goes on.
 
-    Exit code 1: rows were left out, or some records could not be learned yet.
+    Exit code 1: rows were left out, or some records could not be learned, or purged for good, yet.
     """
     from memalign.cli.coaching import coached, line
     from memalign.cli.opening import opened
@@ -74,7 +74,7 @@ def align(
     if html:
         write_page(report, html)
     skipped = any(not problem["warning"] for problem in problems)
-    unlearned = bool(report.failed_batches) or report.verification.outcome == "undone"
+    unlearned = bool(report.failed_batches or report.note) or report.verification.outcome == "undone"
     raise typer.Exit(1 if skipped or unlearned else 0)
 
 
