@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -195,6 +196,23 @@ def test_where_memory_holds_another_reason_the_expert_chooses(make_judge: MakeJu
     Terminal(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         coaching.coached(judge, [record(1, "Hm, odd")], ask=True)
+
+
+def test_no_text_steers_the_terminal_of_the_expert(
+    make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def model(request: ChatRequest) -> Mapping[str, Any]:
+        return expert(request) if request.purpose != "coach" else {"problem": "vague", "with": "", "why": "Say \x1b[2J", "question": "When \x1b[2J?"}
+
+    judge = make_judge(ScriptedChatModel(model))
+    judge.align([record(1, "Wipe \x1b[2J it")])
+    monkeypatch.setattr("sys.stdin", io.StringIO("m\ne\n\nk\n"))
+    kept, _ = coaching.coached(judge, [record(1, "Hm, odd"), record(2, "Clear \x1b[2J it")], ask=True)
+    assert [f.rationale for f in kept] == ["Wipe \x1b[2J it", "Clear \x1b[2J it"], "what is stored stays as it is"
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "memory holds the reason: Wipe \\x1b[2J it" in shown
+    assert "reason [Clear \\x1b[2J it]" in shown
 
 
 def test_a_reason_that_no_store_can_hold_is_asked_for_again(make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from memalign.cli.printing import note, one_line, progress, say
+from memalign.cli.printing import note, one_line, progress, say, visible
 from memalign.stores import shown
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ def _chosen(judge: Judge, record: Feedback, held: Feedback) -> list[Feedback]:
     """What is to be stored where memory holds another reason, such as one that was mended in an earlier run."""
     _show(record)
     try:
-        choice = typer.prompt(f"  memory holds the reason: {held.rationale or '(none)'}\n  keep [m]emory's or take the [n]ew one", default="m")
+        choice = typer.prompt(
+            visible(f"  memory holds the reason: {held.rationale or '(none)'}\n  keep [m]emory's or take the [n]ew one"), default="m"
+        )
     except typer.Abort:
         raise KeyboardInterrupt from None
     if choice.strip().casefold()[:1] != "n":
@@ -129,13 +131,13 @@ def _mended(judge: Judge, record: Feedback, advice: Advice) -> list[Feedback]:
                 return []
             if choice != "e":
                 return [record]
-            record = replace(record, rationale=_typed("  reason", default=record.rationale))
+            record = replace(record, rationale=_typed(f"  reason [{record.rationale}]", default=record.rationale))
             again = _advice(judge, [record])[0]
             if again is None:
                 return [record]
             advice = again
         if advice.question:
-            limit = _typed(f"  {advice.question}\n  (when it does not apply; Enter for none)", default="", show_default=False).strip()
+            limit = _typed(f"  {advice.question}\n  (when it does not apply; Enter for none)", default="").strip()
             if limit:
                 record = replace(record, rationale=f"{record.rationale.rstrip(' .')}. It does not apply when: {limit}")
     except (typer.Abort, KeyboardInterrupt):
@@ -147,10 +149,10 @@ def _show(record: Feedback) -> None:
     say(f"\n{one_line(str(record.outputs), 200)}\n  verdict {record.value!r}; reason: {record.rationale or '(none)'}")
 
 
-def _typed(text: str, **more: Any) -> str:
+def _typed(text: str, *, default: str) -> str:
     """What the expert types, once it is valid Unicode, which a store can hold."""
     while True:
-        typed = str(typer.prompt(text, **more))
+        typed = str(typer.prompt(visible(text), default=default, show_default=False))
         try:
             typed.encode()
         except UnicodeEncodeError:
