@@ -278,3 +278,15 @@ def test_the_command_shows_the_panel_and_coaches(db: str, tmp_path: Path, monkey
     assert "experts on 1 items that several judged: " in again.stdout
     assert "Say what is missing." not in again.stdout
     assert "vague: Say what is missing." in plain.stdout
+
+
+def test_a_mistyped_option_is_named_before_anybody_is_asked(db: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "feedback.jsonl"
+    file.write_text(json.dumps({"outputs": "a reply", "value": False, "rationale": "Hm, odd"}))
+    with ScriptedEndpoint(lambda _: "{}") as endpoint:
+        monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+        Judge("polite", "Is the reply polite?", Scale.boolean(), "openai/scripted", memory=db).align([])
+        done = CliRunner().invoke(app, ["align", str(file), "--db", db, "--coach", "--verify", "fats"])
+    assert done.exit_code == 2
+    assert "error: --verify fats is not known; known: 'off', 'fast', 'full'" in done.output
+    assert endpoint.requests == []

@@ -48,10 +48,8 @@ def align(
     from memalign.cli.printing import emit, progress, say
     from memalign.cli.report import show, write_page
     from memalign.cli.weights import watched
-    from memalign.errors import ConfigurationError
 
-    if html and not Path(html).parent.is_dir():
-        raise ConfigurationError(f"--html {html}: the folder {Path(html).parent} does not exist; create it first")
+    _check(html, verify)
     with opened(db, judge) as found:
         feedback, problems = read(files or [], found.scale, strict=strict)
         panel = None if found.scale.kind == "open" else found.panel(feedback)
@@ -76,6 +74,16 @@ def align(
     skipped = any(not problem["warning"] for problem in problems)
     unlearned = bool(report.failed_batches or report.note) or report.verification.outcome == "undone"
     raise typer.Exit(1 if skipped or unlearned else 0)
+
+
+def _check(html: str, verify: str) -> None:
+    """Before anything is done, least of all an expert asked. Raises ConfigurationError."""
+    from memalign.errors import ConfigurationError
+
+    if html and not Path(html).parent.is_dir():
+        raise ConfigurationError(f"--html {html}: the folder {Path(html).parent} does not exist; create it first")
+    if verify not in ("", "off", "fast", "full"):
+        raise ConfigurationError(f"--verify {verify} is not known; known: 'off', 'fast', 'full'")
 
 
 def read(files: list[str], scale: Scale, *, strict: bool = False) -> tuple[list[Feedback], list[dict[str, Any]]]:
