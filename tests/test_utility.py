@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from conftest import MakeJudge, record
 from memalign.models.scripted import ScriptedChatModel
@@ -29,6 +30,14 @@ def test_it_is_measured_on_few_records_of_which_half_are_its_own(make_judge: Mak
     judge.align([*(record(number, "good") for number in range(1, 30)), *(record(number, value=True) for number in range(100, 130))], verify="off")
     assert judge.utility() == {"g1": 6.0}
     assert asked(model) == 24
+
+
+def test_the_word_of_an_annotator_without_weight_measures_nothing(make_judge: MakeJudge) -> None:
+    judge = make_judge(ScriptedChatModel(judged), weights={"guest": 0})
+    given = lessons("good", "good", "bad", "idle")
+    judge.align(given, verify="off")
+    judge.align([replace(one, id="", annotator="guest", value=not one.value, rationale="") for one in given], verify="off")
+    assert judge.utility(full=True) == {"g1": 4.0, "g2": -1.0, "g3": 0.0}
 
 
 def test_a_guideline_without_verdicts_is_unknown(make_judge: MakeJudge) -> None:

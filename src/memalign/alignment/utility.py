@@ -61,11 +61,12 @@ async def utilities(
 
 
 async def measure(session: Session, task: Task, replay: Replay, *, size: int | None, progress: Progress) -> dict[str, float]:
-    """Measure the active guidelines on what experts judged, and note what they are worth with them; see ``utilities``."""
+    """Measure the active guidelines on what experts of any weight judged, and note what they are worth with them; see ``utilities``."""
     meter, memory = Meter(), session.memory
     guidelines, held = await asyncio.to_thread(lambda: (memory.guidelines(), memory.stored()))
+    heard = [stored.feedback for stored in held if memory.weight(stored.feedback.annotator) > 0]
     try:
-        found = await utilities(replay, meter, task.scale, guidelines, [stored.feedback for stored in held], size=size, progress=progress)
+        found = await utilities(replay, meter, task.scale, guidelines, heard, size=size, progress=progress)
     finally:
         memory.log(meter.calls)
     await asyncio.to_thread(_note, memory, found)
