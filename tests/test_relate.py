@@ -295,6 +295,21 @@ def test_annotators_can_carry_a_weight() -> None:
     assert settle(first, second, splits=False, weight=lambda annotator: 3.0 if annotator == "head" else 1.0) == "first"
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "outcome"),
+    [
+        ([stored("ann")], [stored("guest", hour=5, version=2)], "first"),
+        ([stored("guest", hour=5)], [stored("ann")], "second"),
+        ([stored("ann")], [stored("ann", hour=1), stored("guest")], "second"),
+        ([stored("ann", hour=1)], [stored("ann"), stored("guest", hour=5)], "first"),
+        ([stored("guest")], [stored("guest", hour=5)], "second"),
+    ],
+)
+def test_an_annotator_without_weight_settles_no_conflict_of_others(first: list[Stored], second: list[Stored], outcome: str) -> None:
+    found = settle(Side(False, first), Side(False, second), splits=False, weight=lambda annotator: 0.0 if annotator == "guest" else 1.0)
+    assert found == outcome
+
+
 # Nominating and reading
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from memalign.memory.episodic import Stored
@@ -36,8 +36,11 @@ def settle(first: Side, second: Side, *, splits: bool, weight: Weight = alike_we
     """Which side holds, the older one being first; ``splits``: their texts name situations that do not meet.
 
     In this order: what an expert pinned; what rests on a record that its expert thought over and overwrote; both, by scope; of one and the
-    same annotator the newer word; of several a clear majority; else neither, and the experts are asked.
+    same annotator the newer word; of several a clear majority; else neither, and the experts are asked. Records of annotators without weight
+    do not count, unless there are no others.
     """
+    if any(weight(stored.feedback.annotator) > 0 for stored in (*first.records, *second.records)):
+        first, second = (replace(side, records=[one for one in side.records if weight(one.feedback.annotator) > 0]) for side in (first, second))
     for mine, other in ((first.pinned, second.pinned), (_thought_over(first), _thought_over(second))):
         if mine != other:
             return "first" if mine else "second"
@@ -61,4 +64,4 @@ def _annotators(side: Side) -> set[str]:
 
 
 def _newest(side: Side) -> float:
-    return max((stored.feedback.created_at.timestamp() for stored in side.records), default=0.0)
+    return max((stored.feedback.created_at.timestamp() for stored in side.records), default=float("-inf"))
