@@ -500,6 +500,13 @@ def test_retention_purges_by_age_and_number_at_align(make_judge: MakeJudge, db: 
     assert held(judge) == ["reply 0", "reply 1", "reply 8"]
 
 
+@pytest.mark.parametrize("days", [1e6, 1e12, float("inf")])
+def test_a_limit_older_than_the_calendar_keeps_everything(make_judge: MakeJudge, days: float) -> None:
+    judge = make_judge(retention=Retention(max_age_days=days))
+    assert judge.align([record(1, created_at=datetime(1, 1, 1, tzinfo=UTC))]).expired == 0
+    assert held(judge) == ["reply 1"]
+
+
 def test_what_retention_costs_and_leaves_undone_stands_in_the_report(make_judge: MakeJudge) -> None:
     asked = []
 

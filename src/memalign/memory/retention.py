@@ -45,8 +45,9 @@ def expired(connection: Connection, judge_id: int, rule: Retention, *, now: date
     ordered = sorted(newest, key=newest.__getitem__)
     gone = dict[str, None]()
     if rule.max_age_days is not None:
-        oldest = (now or datetime.now(UTC)) - timedelta(days=rule.max_age_days)
-        gone |= dict.fromkeys(each for each in ordered if newest[each][0] < oldest)
+        age = rule.max_age_days * timedelta(days=1).total_seconds()  # in seconds: a limit may be older than the calendar
+        latest = now or datetime.now(UTC)
+        gone |= dict.fromkeys(each for each in ordered if (latest - newest[each][0]).total_seconds() > age)
     if rule.max_records is not None:
         counted = [each for each in ordered if each in held and each not in gone]
         gone |= dict.fromkeys(counted[: max(0, len(counted) - rule.max_records)])
