@@ -12,6 +12,7 @@ import pytest
 
 from conftest import MakeJudge, record
 from memalign import ConfigurationError, Failure, Item, Scale, labelling
+from memalign.alignment import record as store_feedback
 from memalign.labelling import chosen, doubt, near, nearest, spread, value_of_asking
 from memalign.models import ChatReply, ChatRequest, TokenLogprobs
 from memalign.models.scripted import ScriptedChatModel
@@ -132,6 +133,13 @@ def test_without_calls_nothing_is_asked_and_what_memory_holds_is_left_out(make_j
     far = next(suggestion for suggestion in found if suggestion.place == 2)
     assert any("little in memory resembles it" in reason for reason in far.reasons)
     assert json.dumps([suggestion.to_dict() for suggestion in found])
+
+
+def test_what_an_expert_judged_and_no_alignment_learned_yet_is_left_out_as_well(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(1)])
+    store_feedback(judge.memory, [record(2)])
+    assert [found.item.inputs for found in judge.suggest([record(number).item for number in (1, 2, 3)])] == ["question 3"]
 
 
 def test_logged_confidence_counts_and_fresh_ones_stay_within_the_budget(make_judge: MakeJudge) -> None:

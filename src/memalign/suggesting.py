@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from memalign.errors import ConfigurationError
 from memalign.judging import VOTES
-from memalign.memory import Memory, View
+from memalign.memory import Memory, View, episodic
 from memalign.records import Failure, Item, Verdict, content_hash
 from memalign.rendering import search_text
 from memalign.scale import Scale
@@ -76,7 +76,8 @@ async def suggest(
     space = await session.reader(meter)
     view = await asyncio.to_thread(space.memory.view)
     held = await asyncio.to_thread(_held, space.memory)
-    pool = {item_id: place for item_id, place in pool.items() if item_id not in held}
+    labelled = held.keys() | await asyncio.to_thread(_waiting, space.memory)
+    pool = {item_id: place for item_id, place in pool.items() if item_id not in labelled}
     if not pool:
         return []
     texts = [search_text(items[place]) for place in pool.values()]
@@ -220,6 +221,12 @@ def _held(memory: Memory) -> dict[str, list[tuple[str, Any]]]:
     for stored in memory.stored():
         found.setdefault(stored.item_id, []).append((stored.feedback.id, stored.feedback.value))
     return found
+
+
+def _waiting(memory: Memory) -> set[str]:
+    """Ids of the items whose records are stored but still wait for an alignment."""
+    with memory.store.reading() as connection:
+        return {stored.item_id for stored in episodic.waiting(connection, memory.judge_id)}
 
 
 async def _vectors(space: Space, meter: Meter, texts: Sequence[str], progress: Progress) -> Vectors:
