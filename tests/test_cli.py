@@ -493,6 +493,15 @@ def test_control_characters_do_not_reach_the_terminal(run: Run, judge: str, endp
     assert "\\x1b[2Jgone \\u202e" in shown
 
 
+def test_control_characters_do_not_reach_the_terminal_in_json_either(run: Run, judge: str, endpoint: ScriptedEndpoint) -> None:
+    rationale = "red \x1b[31m \x9b31m \x7f \u202e über"
+    endpoint.chat = lambda _: json.dumps(says("no", rationale))
+    shown = run("judge", "--outputs", "a reply", "--json").stdout
+    assert not set("\x1b\x9b\x7f\u202e") & set(shown)
+    assert "über" in shown
+    assert json.loads(shown)["rationale"] == rationale
+
+
 @pytest.mark.parametrize("arguments", [[], ["items.jsonl", "--outputs", "x"], ["--outputs", "x", "--out", "o.jsonl"]])
 def test_a_file_or_an_item_but_not_both(run: Run, judge: str, arguments: list[str]) -> None:
     run("judge", *arguments, code=2)

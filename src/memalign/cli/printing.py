@@ -37,8 +37,11 @@ def emit(document: Any, *, indent: int | None = 2) -> None:
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON text that can be encoded anywhere: readable Unicode, unless it holds half of a surrogate pair or the terminal is not UTF-8."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent, default=_plain)
+    """JSON text that can be encoded anywhere: readable Unicode, unless it holds half of a surrogate pair or the terminal is not UTF-8.
+
+    Control characters are written as escapes, also those that JSON would allow as they are.
+    """
+    text = _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False, indent=indent, default=_plain))
     utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
     try:
         text.encode("utf-8" if utf8 else "ascii")
