@@ -206,6 +206,12 @@ def test_csv_cells(save: Callable[..., Path]) -> None:
     assert (second.inputs, second.outputs, second.expectations, second.annotator) == ([], "two\nlines", "3", "")
 
 
+def test_white_space_behind_the_commas_of_a_csv_makes_no_other_annotator_and_no_other_id(save: Callable[..., Path]) -> None:
+    result = read_feedback(save("id, outputs, value, annotator\nr1, a reply, yes, ann\n r2,another , no,ann \nr3,third,no, \n", "a.csv"), BOOLEAN)
+    assert [(f.id, f.annotator) for f in result.records] == [("r1", "ann"), ("r2", "ann"), ("r3", "")]
+    assert [f.outputs for f in result.records] == [" a reply", "another ", "third"]
+
+
 def test_csv_rows_are_named_by_the_line_they_start_on(save: Callable[..., Path]) -> None:
     body = 'outputs,value\n"two\nlines",yes\nx,perhaps\na,b,c\nalone\n"x" y,yes\nlast,no\n"never closed,yes\nlost,yes\n'
     result = read_feedback(save(body, "a.csv"), BOOLEAN)

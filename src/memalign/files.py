@@ -23,6 +23,8 @@ MAX_FIELD_BYTES = 10_000_000
 
 _KNOWN = frozenset({*COLUMNS, "label"})
 _CONTENT = ("inputs", "outputs", "expectations")
+_NAMES = ("id", "annotator")
+"""White space around them, as behind the commas of a table that was made by hand, is no part of them."""
 
 T = TypeVar("T")
 
@@ -154,6 +156,7 @@ def _records(
 def _cleaned(row: Row, cells_are_text: bool, max_field_bytes: int) -> Row:
     """Check that every field is JSON and not too long; of text cells, read objects and lists as JSON and empty ones as None."""
     if cells_are_text:
+        row = {name: cell.strip() if name in _NAMES else cell for name, cell in row.items()}
         row = {name: None if cell == "" else _json_or_text(cell) if name in _CONTENT else cell for name, cell in row.items()}
     for name, cell in row.items():
         if cell is None or isinstance(cell, bool | int) or (name == "created_at" and isinstance(cell, date)):
