@@ -313,6 +313,15 @@ def test_bad_rows_are_reported_and_good_ones_go_on(run: Run, judge: str, tmp_pat
     ]
 
 
+def test_records_of_two_files_with_one_id_do_not_replace_each_other(run: Run, judge: str, tmp_path: Path) -> None:
+    mine = jsonl(tmp_path / "ann.jsonl", row(1, annotator="ann"), row(2, annotator="ann"))
+    theirs = jsonl(tmp_path / "bob.jsonl", row(1, value=True, annotator="bob"), row(2, annotator="ann"), row(3, annotator="bob"))
+    result = run("align", mine, theirs, code=1)
+    assert f"skipped: {theirs}: field 'id': 'r1' stands in {mine} with other content" in result.stderr
+    assert "revision 1: 3 new, 0 changed, 1 unchanged" in result.stdout
+    assert "changed" in run("align", theirs).stdout
+
+
 def test_a_remark_alone_is_no_problem(run: Run, judge: str, tmp_path: Path) -> None:
     assert "colour" in run("align", jsonl(tmp_path / "feedback.jsonl", row(1, colour="red")), code=0).stderr
 

@@ -13,6 +13,7 @@ from memalign.cli.options import Actor, AsJson, Database, JudgeName, Verify
 if TYPE_CHECKING:
     from memalign.alignment import Advice, Mode
     from memalign.records import Feedback
+    from memalign.rows import RowProblem
     from memalign.scale import Scale
 
 
@@ -97,12 +98,23 @@ def read(files: list[str], scale: Scale, *, strict: bool = False) -> tuple[list[
 
     feedback: list[Feedback] = []
     problems: list[dict[str, Any]] = []
+    first: dict[str, tuple[str, Feedback]] = {}
     for file in dict.fromkeys(files):
         result = read_feedback(file, scale)
-        report_problems(file, result.problems)
-        problems += [problem_dict(file, problem) for problem in result.problems]
-        feedback += result.records
+        clashes = [clash for record in result.records if (clash := _clash(record, *first.setdefault(record.id, (file, record))))]
+        report_problems(file, [*result.problems, *clashes])
+        problems += [problem_dict(file, problem) for problem in [*result.problems, *clashes]]
+        feedback += [record for record in result.records if first[record.id][0] == file or record.teaches_the_same_as(first[record.id][1])]
     bad = sum(not problem["warning"] for problem in problems)
     if strict and bad:
         raise BadRecord(f"{bad} bad row(s) and --strict: nothing was stored; mend them and run the same command again")
     return feedback, problems
+
+
+def _clash(record: Feedback, file: str, known: Feedback) -> RowProblem | None:
+    """What is wrong where a record has the id of another one, of an earlier file: which of them holds must not hang on the order of files."""
+    from memalign.rows import RowProblem
+
+    if record.teaches_the_same_as(known):
+        return None
+    return RowProblem(0, "id", f"{record.id!r:.60} stands in {file} with other content; give it its own, or align the files one after the other")
