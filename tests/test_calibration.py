@@ -374,6 +374,16 @@ def test_calibration_with_votes_is_followed_by_judgements_with_as_many(make_judg
     assert verdict.confidence is not None
 
 
+@pytest.mark.parametrize("sample", [-1, 0, 7])
+def test_a_sample_too_small_to_fit_anything_is_refused_and_not_blamed_on_memory(make_judge: MakeJudge, sample: int) -> None:
+    model = ScriptedChatModel(lambda _: "yes")
+    judge = make_judge(model, explain=False)
+    judge.align([record(number, value=number % 2 == 0) for number in range(12)])
+    with pytest.raises(ConfigurationError, match=f"a sample of {sample} is too small"):
+        judge.calibrate(sample=sample)
+    assert model.requests == []
+
+
 def test_calibration_with_other_votes_than_the_judge_counts_is_refused_before_any_call(make_judge: MakeJudge) -> None:
     model = ScriptedChatModel(lambda _: "yes")
     judge = make_judge(model, explain=False, votes=3)

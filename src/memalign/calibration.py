@@ -100,11 +100,10 @@ async def calibrate(
 
     ``ablate``: judge them without guidelines too; where reading them does not lower the log loss by more than two standard errors, the model
     reads only what experts pinned from then on. ``service``: the replies that the judge counts by its own settings, whatever is fitted. Raises
-    ConfigurationError where these are others than are counted here, ModelUnavailable when no record could be judged.
+    ConfigurationError where these are others than are counted here, or the sample is too small to fit anything; ModelUnavailable when no record
+    could be judged.
     """
-    if service is not None and caution.votes != service:
-        why = f"by its settings this judge counts {service} replies a verdict, so what is fitted on {caution.votes} would never decide"
-        raise ConfigurationError(f"{why}: calibrate with votes={service}, or change the judge's votes first")
+    _check(sample, caution, service)
     space = await session.reader(Meter())
     view = await asyncio.to_thread(space.memory.view)
     nothing = Calibration(judged=0, decision=None, revision=view.revision, note="")
@@ -142,6 +141,14 @@ async def calibrate(
     revision = await asyncio.to_thread(decide, session.memory, decision, actor=actor, judged=kept.judged)
     before, after = kept.trial.before, kept.trial.after
     return Calibration(judged=kept.judged, decision=decision, revision=revision, note=found, before=before, after=after, usage=usage)
+
+
+def _check(sample: int, caution: Caution, service: int | None) -> None:
+    if sample < _FEWEST:
+        raise ConfigurationError(f"a sample of {sample} is too small to fit anything: {_FEWEST} records or more are needed")
+    if service is not None and caution.votes != service:
+        why = f"by its settings this judge counts {service} replies a verdict, so what is fitted on {caution.votes} would never decide"
+        raise ConfigurationError(f"{why}: calibrate with votes={service}, or change the judge's votes first")
 
 
 def _reading(kept: _Fit, without: _Fit) -> tuple[bool, str]:
