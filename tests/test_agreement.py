@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from memalign.agreement import METRICS, Interval, measure, paired, short
 from memalign.baseline import length_baseline
 from memalign.errors import BadRecord, ConfigurationError
+from memalign.open_scale import OpenScale
 from memalign.records import Item
 from memalign.scale import Scale, Value
 
@@ -167,6 +168,15 @@ def test_confusion_of_a_long_scale_shows_what_occurs() -> None:
     found = measure(Scale.score(0, 100), [(10, 20), (10, 10)], resamples=5)
     assert found.confusion == {"10": {"10": 1, "20": 1}, "20": {"10": 0, "20": 0}}
     assert measure(BOOLEAN, [(True, True)]).confusion == {"yes": {"yes": 1, "no": 0}, "no": {"yes": 0, "no": 0}}
+
+
+def test_confusion_of_very_many_verdicts_is_as_long_as_they_are_and_no_square() -> None:
+    pairs = [(f"expert {n}", f"judge {n % 400}") for n in range(800)]
+    found = measure(OpenScale.of({"type": "string"}), pairs, resamples=5)
+    assert sum(map(len, found.confusion.values())) == 800
+    assert found.confusion["expert 401"] == {"judge 1": 1}
+    assert found.accuracy is not None
+    assert found.accuracy.value == 0
 
 
 def test_values_are_read_strictly() -> None:

@@ -17,7 +17,9 @@ from typer.testing import CliRunner, Result
 from conftest import distilled, says
 from endpoint import ScriptedEndpoint, completion, fault
 from memalign import Judge, Retention, Scale
+from memalign.agreement import Agreement
 from memalign.cli import app
+from memalign.cli.evaluate import _show
 from memalign.models import ChatRequest, Message
 from memalign.open_scale import OpenScale
 
@@ -625,6 +627,17 @@ def test_eval_compares_with_and_without_memory(run: Run, taught: str, tmp_path: 
     assert told["unaligned"]["balanced_accuracy"]["value"] == 0.5
     assert told["aligned"]["balanced_accuracy"]["value"] == 1.0
     assert (told["paired"]["fixed"], told["disagreements"], told["passed"]) == (4, [], None)
+
+
+def test_eval_crosses_no_more_verdicts_than_a_reader_takes_in(capsys: pytest.CaptureFixture[str]) -> None:
+    few = {f"expert {n}": {f"judge {n}": 1} for n in range(3)}
+    many = {"expert": {f"judge {n}": 1 for n in range(200)}}
+    for confusion in (few, many):
+        _show({"aligned": Agreement(n=3, failures=0, confidence=0.95, confusion=confusion)}, None, None)
+    shown = capsys.readouterr().out
+    assert shown.count("expert 2") == 2
+    assert "aligned: 201 different verdicts, too many for a table" in shown
+    assert "judge 199" not in shown
 
 
 def test_eval_fails_below_the_agreement_asked_for(run: Run, taught: str, tmp_path: Path) -> None:

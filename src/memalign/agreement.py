@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +18,8 @@ Floats = npt.NDArray[np.float64]
 
 _BLOCK_CELLS = 4_000_000  # of resampling weights held at once: 32 MB
 _MOST_LABELS_SHOWN = 11
+MOST_LABELS_CROSSED = 101
+"""As the longest scale of scores has. On an open scale there may be as many as verdicts, and a table of their squares."""
 _ONE_CLASS = "undefined: the experts gave one value only"
 _WHY_UNDEFINED = {
     "balanced_accuracy": _ONE_CLASS,
@@ -72,7 +75,7 @@ class Agreement:
     rank_correlation: Interval | None = None
     """Scores: Spearman's rho, ties by mean rank."""
     confusion: Mapping[str, Mapping[str, int]]
-    """Expert's label -> judge's label -> count: every label of a scale of up to 11, else those that occur."""
+    """Expert's label -> judge's label -> count: every label of a scale of up to 11, else those that occur; of more than 101, only pairs that do."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -226,8 +229,8 @@ class _Sample:
         self.scale = scale
         self.occurring, codes = np.unique(np.concatenate([expert, judge]), return_inverse=True)
         self.expert, self.judge = codes[: len(expert)], codes[len(expert) :]
-        one_hot = np.eye(len(self.occurring))
-        self.expert_is, self.judge_is = one_hot[self.expert], one_hot[self.judge]
+        numbers = np.arange(len(self.occurring))
+        self.expert_is, self.judge_is = ((of[:, None] == numbers).astype(np.float64) for of in (self.expert, self.judge))
         self.hit = (expert == judge).astype(np.float64)
         self.x, self.y = expert.astype(np.float64), judge.astype(np.float64)
 
@@ -309,11 +312,15 @@ def _resampled(clusters: npt.NDArray[np.intp], resamples: int, seed: int) -> Ite
 
 
 def _confusion(scale: Scale, expert: npt.NDArray[np.intp], judge: npt.NDArray[np.intp]) -> dict[str, dict[str, int]]:
-    counts = np.zeros((len(scale.labels), len(scale.labels)), dtype=np.intp)
-    np.add.at(counts, (expert, judge), 1)
-    occurring = counts.sum(axis=0) + counts.sum(axis=1) > 0
-    shown = [p for p in range(len(scale.labels)) if len(scale.labels) <= _MOST_LABELS_SHOWN or occurring[p]]
-    return {scale.labels[row]: {scale.labels[column]: int(counts[row, column]) for column in shown} for row in shown}
+    counts = Counter(zip(expert.tolist(), judge.tolist(), strict=True))
+    few = len(scale.labels) <= _MOST_LABELS_SHOWN
+    shown = range(len(scale.labels)) if few else sorted({place for pair in counts for place in pair})
+    if len(shown) > MOST_LABELS_CROSSED:
+        found: dict[str, dict[str, int]] = {}
+        for row, column in sorted(counts):
+            found.setdefault(scale.labels[row], {})[scale.labels[column]] = counts[row, column]
+        return found
+    return {scale.labels[row]: {scale.labels[column]: counts[row, column] for column in shown} for row in shown}
 
 
 def mcnemar_p(fixed: int, broken: int) -> float:

@@ -125,13 +125,25 @@ def _show(measured: dict[str, Agreement], test: Paired | None, baseline: float |
         say("with memory: " + "; ".join(test.lines()))
     for name, measure in measured.items():
         say("")
-        say(f"{name}: expert (rows) and judge (columns)")
-        labels = list(measure.confusion)
-        table(["", *labels], [[label, *(str(measure.confusion[label].get(other, 0)) for other in labels)] for label in labels])
+        _cross(name, measure)
         if measure.position_bias is not None:
             say(measure.position_bias.line())
         for remark in measure.notes:
             say(f"note: {remark}")
+
+
+def _cross(name: str, measure: Agreement) -> None:
+    """The table of experts' and judge's verdicts, as far as a reader can take one in."""
+    from memalign.agreement import MOST_LABELS_CROSSED
+    from memalign.cli.printing import say, table
+
+    found = measure.confusion
+    labels = list(dict.fromkeys([*found, *(label for row in found.values() for label in row)]))
+    if len(labels) > MOST_LABELS_CROSSED:
+        say(f"{name}: {len(labels)} different verdicts, too many for a table; --json has the pairs that occur")
+        return
+    say(f"{name}: expert (rows) and judge (columns)")
+    table(["", *labels], [[label, *(str(found.get(label, {}).get(other, 0)) for other in labels)] for label in labels])
 
 
 def _passed(measure: Agreement, least: float | None) -> bool | None:
