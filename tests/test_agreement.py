@@ -149,6 +149,8 @@ def test_perfect_agreement_says_what_the_interval_cannot() -> None:
     exact = scipy.stats.binomtest(10, 10).proportion_ci().low
     assert found.notes == (f"the interval of a perfect split has no width; exactly, the accuracy is at least {short(exact)}",)
     assert "at most" in measure(BOOLEAN, [(True, False)] * 3 + [(False, True)]).notes[-1]
+    grouped = measure(BOOLEAN, [(True, True)] * 20 + [(False, False)] * 20, groups=[f"question {number // 10}" for number in range(40)])
+    assert grouped.notes[-1].endswith(f"at least {short(0.025 ** (1 / 4))}"), "four groups tell as much as four items"
     assert "only one item or group" in measure(BOOLEAN, [(True, True), (False, True)], groups=["q", "q"]).notes[-1]
 
 

@@ -176,10 +176,11 @@ def measure(
         tail = (1 - confidence) / 2
         low, high = np.quantile(defined, (tail, 1 - tail)) if len(defined) else (value[0], value[0])
         metrics[name] = Interval(float(value[0]), float(low), float(high))
-    if len({*clusters.tolist()}) == 1:
+    independent = len({*clusters.tolist()})
+    if independent == 1:
         notes.append("the intervals have no width: there is only one item or group to resample")
     elif metrics["accuracy"].value in (0.0, 1.0):
-        bound = ((1 - confidence) / 2) ** (1 / len(pairs))  # Clopper-Pearson with no miss
+        bound = ((1 - confidence) / 2) ** (1 / independent)  # Clopper-Pearson with no miss
         side = f"at least {short(bound)}" if metrics["accuracy"].value else f"at most {short(1 - bound)}"
         notes.append(f"the interval of a perfect split has no width; exactly, the accuracy is {side}")
     return Agreement(
