@@ -75,6 +75,18 @@ def test_contested_items_come_widest_apart_first_and_all_opinions_are_there() ->
     assert "meg says 1, owen says 5, ida says 1: input: question 2" in " ".join(found.lines())
 
 
+def test_many_experts_do_not_flood_the_reader() -> None:
+    crowd = [f for n in range(12) for f in said(n, **{f"worker{n}": True, f"worker{n + 1}": False}, boss=True)]
+    found = panel(Scale.boolean(), crowd)
+    lines = found.lines()
+    assert (len(found.records), len(found.pairs)) == (14, 25)
+    assert lines[0].startswith("experts on 12 items that several judged: boss 12, ")
+    assert lines[0].endswith(" and 4 more")
+    assert sum(" same verdict " in line for line in lines) == 10
+    assert "boss and worker3: same verdict" in " ".join(lines), "those with the most shared items"
+    assert "and 15 more pairs of experts" in lines
+
+
 def test_the_newest_record_of_an_expert_counts() -> None:
     early, late = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
     records = [

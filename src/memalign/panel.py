@@ -19,6 +19,8 @@ from memalign.scale import Scale
 Floats = npt.NDArray[np.float64]
 
 _RESAMPLES = 1000
+_MOST_LISTED = 10
+"""Experts, and pairs of them, in the lines; those with the most shared items."""
 _FEW_ITEMS = 10
 """Shared items below which an interval says little, and the lines say so."""
 
@@ -59,14 +61,17 @@ class Panel:
         """The measurement as short lines of plain text; none when no item is shared."""
         if not self.shared:
             return []
-        named = ", ".join(f"{_named(name)} {count}" for name, count in self.records.items())
+        named = ", ".join(f"{_named(name)} {count}" for name, count in list(self.records.items())[:_MOST_LISTED])
+        named += f" and {left} more" if (left := len(self.records) - _MOST_LISTED) > 0 else ""
         lines = [f"experts on {self.shared} items that several judged: {named}"]
         if self.alpha is not None:
             few = f"; {self.shared} shared items say little" if self.shared < _FEW_ITEMS else ""
             lines.append(f"Krippendorff's alpha {self.alpha}{few}")
-        for pair in self.pairs:
+        most = sorted(self.pairs, key=lambda pair: -pair.n)[:_MOST_LISTED]
+        for pair in (pair for pair in self.pairs if pair in most):
             kappa = "" if pair.kappa is None else f", kappa {pair.kappa}"
             lines.append(f"{' and '.join(map(_named, pair.annotators))}: same verdict {pair.accuracy}{kappa}, n = {pair.n}")
+        lines += [f"and {left} more pairs of experts"] if (left := len(self.pairs) - _MOST_LISTED) > 0 else []
         lines += [f"contested: {_contest(records)}" for records in self.contested[:3]]
         if len(self.contested) > 3:
             lines.append(f"and {len(self.contested) - 3} more contested items")
