@@ -374,6 +374,27 @@ def test_on_a_long_scale_a_verdict_near_the_experts_is_not_missed(make_judge: Ma
     assert judge(inputs="question", outputs="reply").episode_ids[-1:] == (record(2).id,), "of equally near cases"
 
 
+@pytest.mark.parametrize(
+    ("scale", "label", "value"),
+    [
+        (Scale.boolean(), "yes", False),
+        (Scale.score(1, 5), 5, 1),
+        (Scale.categories("good", "fair", "poor"), "good", "poor"),
+        (Scale.categories("poor", "fair", "good", ordered=True), "good", "poor"),
+        (Scale.pairwise(), "A", "b"),
+    ],
+)
+def test_a_verdict_that_an_expert_corrects_is_known_as_missed_on_every_scale(make_judge: MakeJudge, scale: Scale, label: Any, value: Any) -> None:
+    model = ScriptedChatModel(lambda request: says(label) if request.purpose == "judge" else expert(request))
+    judge = make_judge(model, scale=scale, both_orders=False, exemplars=1)
+    corrected = record(1, "name the date", value=value)
+    verdict = judge(inputs=corrected.inputs, outputs=corrected.outputs)
+    judge.align([corrected])
+    (episode,) = judge.memory.view().exemplars
+    assert scale.wrong(episode.feedback.value, episode.judged)
+    assert judge(inputs=corrected.inputs, outputs=corrected.outputs).value == verdict.value
+
+
 def test_a_label_that_is_rare_fills_up_from_the_others() -> None:
     rows = [("a", True, False, (1.0, 0.0, 0.1 * n)) for n in range(9)] + [("b", False, False, (0.0, 1.0, 0.0))]
     chosen = choose(candidates(rows), 6)

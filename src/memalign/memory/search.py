@@ -289,7 +289,10 @@ class Search:
 
 def _facts(scale: Scale, rows: Sequence[Row[Any]]) -> list[Fact]:
     numbers, _, _, values, judged, annotators, sources, created, *_ = zip(*rows, strict=True)
-    missed = [verdict is not None and verdict != value and scale.wrong(value, verdict) for verdict, value in zip(judged, values, strict=True)]
+    missed = [
+        verdict is not None and verdict != value and scale.wrong(parsed(value), parsed(verdict))
+        for verdict, value in zip(judged, values, strict=True)
+    ]
     times = [datetime.fromisoformat(time).timestamp() for time in created]
     return [*map(Fact._make, zip(numbers, values, annotators, sources, missed, times, strict=True))]
 
