@@ -319,7 +319,7 @@ def test_records_of_two_files_with_one_id_do_not_replace_each_other(run: Run, ju
     mine = jsonl(tmp_path / "ann.jsonl", row(1, annotator="ann"), row(2, annotator="ann"))
     theirs = jsonl(tmp_path / "bob.jsonl", row(1, value=True, annotator="bob"), row(2, annotator="ann"), row(3, annotator="bob"))
     result = run("align", mine, theirs, code=1)
-    assert f"skipped: {theirs}: field 'id': 'r1' stands in {mine} with other content" in result.stderr
+    assert f"skipped: {theirs}: row 1, field 'id': row 1 of {mine} has the same id 'r1' with other content" in result.stderr
     assert "revision 1: 3 new, 0 changed, 1 unchanged" in result.stdout
     assert "changed" in run("align", theirs).stdout
 

@@ -27,6 +27,8 @@ _NAMES = ("id", "annotator")
 """White space around them, as behind the commas of a table that was made by hand, is no part of them."""
 
 T = TypeVar("T")
+Seen = dict[str, tuple[str, int, str]]
+"""Id -> file, row and digest of the record that was read first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +61,11 @@ class ItemRow:
     """An expert's verdict, if the file has one and a scale was given to read it."""
 
 
-def read_feedback(path: Path | str, scale: Scale, *, ignore: Collection[str] = (), max_field_bytes: int = MAX_FIELD_BYTES) -> ReadResult[Feedback]:
+def read_feedback(
+    path: Path | str, scale: Scale, *, ignore: Collection[str] = (), max_field_bytes: int = MAX_FIELD_BYTES, seen: Seen | None = None
+) -> ReadResult[Feedback]:
     """Read feedback from JSONL, CSV or Parquet by suffix; "-" is JSONL on standard input. See ``iter_feedback``."""
-    return _collected(iter_feedback(path, scale, ignore=ignore, max_field_bytes=max_field_bytes))
+    return _collected(iter_feedback(path, scale, ignore=ignore, max_field_bytes=max_field_bytes, seen=seen))
 
 
 def read_items(
@@ -72,28 +76,31 @@ def read_items(
 
 
 def iter_feedback(
-    path: Path | str, scale: Scale, *, ignore: Collection[str] = (), max_field_bytes: int = MAX_FIELD_BYTES
+    path: Path | str, scale: Scale, *, ignore: Collection[str] = (), max_field_bytes: int = MAX_FIELD_BYTES, seen: Seen | None = None
 ) -> Iterator[Feedback | RowProblem]:
     """Yield one record or problem for each row, holding one row at a time (and a digest of each row read).
 
     Columns in ``ignore`` are skipped; any other unknown column is remarked once. Times without a zone are UTC, whole-number ids become
     text, the source is the file's name unless a column gives it. Of rows with one id the first is kept: a repeat is remarked, different
-    content is a problem. Raises ConfigurationError when there is no such file or its suffix is unknown, MissingExtra for Parquet.
+    content is a problem, also across files that are given one dictionary as ``seen``. Raises ConfigurationError when there is no such file or
+    its suffix is unknown, MissingExtra for Parquet.
     """
     source = "stdin" if str(path) == STDIN else Path(path).name
-    seen: dict[str, tuple[int, str]] = {}
+    seen = {} if seen is None else seen
     for number, record in _records(path, lambda row: _feedback(row, scale, source), _example(scale), True, ignore, max_field_bytes):
         if isinstance(record, RowProblem):
             yield record
             continue
         digest = content_hash([record.inputs, record.outputs, record.expectations, record.value, record.rationale])
-        first, known = seen.setdefault(record.id, (number, digest))
-        if first == number:
-            yield record
-        elif known == digest:
+        file, first, known = seen.setdefault(record.id, (str(path), number, digest))
+        here = file == str(path)
+        if known != digest:
+            where = f"row {first}" if here else f"row {first} of {file}"
+            yield RowProblem(number, "id", f"{_clash(record.id, where)}; where no id is given, item and annotator make it")
+        elif here and first != number:
             yield RowProblem(number, "", f"says the same as row {first}; it is read once", warning=True)
         else:
-            yield RowProblem(number, "id", f"{_clash(record.id, first)}; where no id is given, item and annotator make it")
+            yield record
 
 
 def iter_items(
@@ -109,7 +116,7 @@ def iter_items(
         if known == record.item.id:
             yield ItemRow(row=number, id=record.id, item=record.item, value=record.value)
         else:
-            yield RowProblem(number, "id", f"{_clash(record.id, first)}; give each item its own")
+            yield RowProblem(number, "id", f"{_clash(record.id, f'row {first}')}; give each item its own")
 
 
 def write_feedback(path: Path | str, records: Iterable[Feedback]) -> int:
@@ -267,8 +274,8 @@ def _example(scale: Scale | None, labelled: bool = True) -> str:
     return f"a row looks like {json.dumps(row)}"
 
 
-def _clash(identity: str, first: int) -> str:
-    return f"row {first} has the same id {identity!r:.60} with other content"
+def _clash(identity: str, where: str) -> str:
+    return f"{where} has the same id {identity!r:.60} with other content"
 
 
 def _collected(entries: Iterator[T | RowProblem]) -> ReadResult[T]:

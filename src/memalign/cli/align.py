@@ -13,7 +13,6 @@ from memalign.cli.options import Actor, AsJson, Database, JudgeName, Verify
 if TYPE_CHECKING:
     from memalign.alignment import Advice, Mode
     from memalign.records import Feedback
-    from memalign.rows import RowProblem
     from memalign.scale import Scale
 
 
@@ -94,27 +93,17 @@ def read(files: list[str], scale: Scale, *, strict: bool = False) -> tuple[list[
     """
     from memalign.cli.printing import problem_dict, report_problems
     from memalign.errors import BadRecord
-    from memalign.files import read_feedback
+    from memalign.files import Seen, read_feedback
 
     feedback: list[Feedback] = []
     problems: list[dict[str, Any]] = []
-    first: dict[str, tuple[str, Feedback]] = {}
+    seen: Seen = {}
     for file in dict.fromkeys(files):
-        result = read_feedback(file, scale)
-        clashes = [clash for record in result.records if (clash := _clash(record, *first.setdefault(record.id, (file, record))))]
-        report_problems(file, [*result.problems, *clashes])
-        problems += [problem_dict(file, problem) for problem in [*result.problems, *clashes]]
-        feedback += [record for record in result.records if first[record.id][0] == file or record.teaches_the_same_as(first[record.id][1])]
+        result = read_feedback(file, scale, seen=seen)
+        report_problems(file, result.problems)
+        problems += [problem_dict(file, problem) for problem in result.problems]
+        feedback += result.records
     bad = sum(not problem["warning"] for problem in problems)
     if strict and bad:
         raise BadRecord(f"{bad} bad row(s) and --strict: nothing was stored; mend them and run the same command again")
     return feedback, problems
-
-
-def _clash(record: Feedback, file: str, known: Feedback) -> RowProblem | None:
-    """What is wrong where a record has the id of another one, of an earlier file: which of them holds must not hang on the order of files."""
-    from memalign.rows import RowProblem
-
-    if record.teaches_the_same_as(known):
-        return None
-    return RowProblem(0, "id", f"{record.id!r:.60} stands in {file} with other content; give it its own, or align the files one after the other")
