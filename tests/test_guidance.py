@@ -113,6 +113,14 @@ def test_a_retired_guideline_is_not_read_and_can_come_back(judge: Judge) -> None
     assert "g1" in judge(outputs="x").guideline_ids
 
 
+def test_what_was_withdrawn_while_a_guideline_was_retired_is_not_its_evidence_when_it_comes_back(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(1, "apologise"), record(2, "apologise")])
+    judge.memory.retire("g1")
+    judge.unalign([record(1).id])
+    assert judge.memory.pin("g1").evidence_for == (record(2).id,)
+
+
 @pytest.mark.parametrize(
     ("verb", "arguments", "error", "message"),
     [

@@ -58,12 +58,14 @@ def change(
 ) -> None:
     """A new version of a guideline: ``changes`` of text, scope, state, pinned.
 
-    ``signs`` are added to what it has, ``taint`` with a new text only: what a text is seen with later does not taint it.
+    ``signs`` are added to what it has, ``taint`` with a new text only: what a text is seen with later does not taint it. One that comes back
+    rests on what experts have not withdrawn meanwhile.
     """
     old = live(connection, judge_id, guideline_id)
     reworded = changes.get("text", old.text) != old.text
     tainted = _tainted(connection, old.row) | (set(taint) if reworded else set())
-    _replace(connection, judge_id, revision, old, changes, _signs(connection, old.row) | dict(signs), tainted)
+    had = _signs(connection, old.row)
+    _replace(connection, judge_id, revision, old, changes, (_held(connection, had) if old.state == "retired" else had) | dict(signs), tainted)
 
 
 def measured(connection: Connection, judge_id: int, utility: Mapping[str, float]) -> None:
@@ -210,6 +212,15 @@ def _signs(connection: Connection, guideline_row: int) -> dict[int, int]:
     link = schema.evidence
     found = connection.execute(select(link.c.feedback_row, link.c.sign).where(link.c.guideline_row == guideline_row))
     return {row.feedback_row: row.sign for row in found}
+
+
+def _held(connection: Connection, signs: Mapping[int, int]) -> dict[int, int]:
+    """Without the records that were withdrawn or replaced."""
+    table, rows, gone = schema.feedback, sorted(signs), set[int]()
+    for start in range(0, len(rows), _CHUNK):
+        found = select(table.c.row).where(table.c.row.in_(rows[start : start + _CHUNK]), table.c.until.is_not(None))
+        gone |= set(connection.execute(found).scalars())
+    return {row: sign for row, sign in signs.items() if row not in gone}
 
 
 def _by_hand(connection: Connection, retired: Select[Any], version: Row[Any]) -> bool:
