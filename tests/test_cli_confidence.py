@@ -92,6 +92,7 @@ def test_calibrate_shows_figures_diagram_and_threshold(run: Run, sure: ScriptedE
     assert told["revision"] == 3
     assert told["after"]["brier"] < told["before"]["brier"]
     assert told["covered"]["agreement"]["value"] >= told["wanted_agreement"] == 0.9
+    assert "fit it anew" in run("init", "--judge", "polite", "--votes", "3").stdout
 
 
 def test_a_threshold_as_printed_keeps_what_it_promises(run: Run, sure: ScriptedEndpoint, tmp_path: Path) -> None:  # noqa: F811

@@ -68,6 +68,7 @@ def init(
     judge = _new(db, name, scale, given) if before is None else _changed(db, before, scale, given)
     with closing(judge):
         _ = judge.memory.judge_id  # registers it
+        fitted = before is not None and votes is not None and judge.memory.view().decision.fitted
     old, new = before.settings if before else {}, judge.settings
     changed = {key: (old.get(key), new.get(key)) for key in new | old if new.get(key) != old.get(key)} if before else {}
     if json:
@@ -75,7 +76,7 @@ def init(
     elif before is None:
         _welcome(judge, db)
     else:
-        _tell(name, db, changed)
+        _tell(name, db, changed, fitted=fitted)
 
 
 def _welcome(judge: Judge, db: str) -> None:
@@ -88,7 +89,7 @@ def _welcome(judge: Judge, db: str) -> None:
     say(f"to teach it, run: memalign align FEEDBACK.jsonl --db {shown(db)}")
 
 
-def _tell(name: str, db: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
+def _tell(name: str, db: str, changes: Mapping[str, tuple[Any, Any]], *, fitted: bool) -> None:
     from memalign.cli.printing import say
 
     if not changes:
@@ -98,6 +99,8 @@ def _tell(name: str, db: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
     if "embedder" in changes:
         say("what memory holds is embedded anew behind judging, the former embedder serves meanwhile; to do it now: memalign memory index")
         say("weights that memalign calibrate fitted rest on the former embedder's vectors; fit them anew once it is done")
+    if "votes" in changes and fitted:
+        say("what memalign calibrate fitted counts for the number of votes that it was fitted on; for another one, fit it anew")
 
 
 def _retrieval(before: Judge | None, given: list[str]) -> dict[str, Any]:
