@@ -5,7 +5,8 @@ embeddings. After each step: the guidelines that every judgement reads, how many
 each other, questions put to the experts, prompt tokens a judgement (a token is four characters), and the share of right verdicts on unseen items.
 The model judges by a stated rule, so agreement tells what memory brings into the prompt, nothing about the quality of a real model's verdicts.
 
-``--local``: the real 1.5B model on both sides; MLflow asks it through ``benchmarks.local_endpoint``. Takes hours.
+``--local``: the real 1.5B model on both sides; MLflow asks it through ``benchmarks.local_endpoint``. Takes hours; ``--resume`` learns the steps
+that were measured once more, without judging after them, and goes on from there.
 Writes ``benchmarks/results/growth.json`` or ``growth-local.json`` after each step, and ``docs/growth.png``.
 """
 
@@ -17,7 +18,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -38,8 +39,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 COLUMNS = ("records", "guidelines", "distinct", "contradicting", "questions", "tokens", "agreement", "unjudged", "seconds")
 
 
-def ours(side: str, address: str, folder: Path, *, local: bool) -> Iterator[dict[str, Any]]:
-    """One side's figures after each step, with our judge."""
+def ours(side: str, address: str, folder: Path, *, local: bool, after: int) -> Iterator[dict[str, Any]]:
+    """One side's figures after each step beyond ``after`` records, with our judge."""
     from memalign import Judge, Scale, Verdict
 
     model, embedder = (f"local/{LOCAL}", "local/minilm") if local else (f"openai/{MODEL}", f"openai/{EMBEDDING}")
@@ -52,6 +53,8 @@ def ours(side: str, address: str, folder: Path, *, local: bool) -> Iterator[dict
             judge.calibrate(sample=16)
         seconds = time.perf_counter() - started
         assert not report.failed_batches, report.failed_batches
+        if step <= after:
+            continue
         exam = stream.unseen(step, size)
         verdicts = [verdict for verdict in judge.batch(exam, own=False) if isinstance(verdict, Verdict)]
         right = sum(verdict.value == record.value for verdict, record in zip(verdicts, exam, strict=True))
@@ -61,8 +64,8 @@ def ours(side: str, address: str, folder: Path, *, local: bool) -> Iterator[dict
     judge.close()
 
 
-def mlflow(address: str, folder: Path, *, local: bool) -> Iterator[dict[str, Any]]:
-    """The figures after each step, with MLflow's defaults."""
+def mlflow(address: str, folder: Path, *, local: bool, after: int) -> Iterator[dict[str, Any]]:
+    """The figures after each step beyond ``after`` records, with MLflow's defaults."""
     os.chdir(folder)
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -80,6 +83,8 @@ def mlflow(address: str, folder: Path, *, local: bool) -> Iterator[dict[str, Any
         started = time.perf_counter()
         judge = judge.align(traces, optimizer)
         seconds = time.perf_counter() - started
+        if step <= after:
+            continue
         exam, right, unjudged = stream.unseen(step, size), 0, 0
         endpoint.reset(address)
         for record in exam:
@@ -116,16 +121,17 @@ def _figures(
     return dict(zip(COLUMNS, figures, strict=True)) | ({"texts": texts} if local else {})
 
 
-def measured(answers: str, side: str, peer_python: str, *, local: bool) -> Iterator[dict[str, Any]]:
-    """What is found of one side, after each step; it runs in a fresh process, with an endpoint of its own."""
+def measured(answers: str, side: str, peer_python: str, steps: list[dict[str, Any]], *, local: bool) -> Iterator[dict[str, Any]]:
+    """What is found of one side after each step beyond those that are known; it runs in a fresh process, with an endpoint of its own."""
     module, options = ("benchmarks.local_endpoint", ()) if local else ("benchmarks.endpoint", ("--answers", answers, "--swift"))
     with tempfile.TemporaryDirectory() as folder, endpoint.serving(*options, module=module) as address:
         environment = beside_mlflow(address, Path(folder)) | {"PYTHONHASHSEED": "0"}
-        arguments = ["-m", "benchmarks.growth", "--side", side, "--address", address, "--folder", folder, *(["--local"] if local else [])]
-        steps = []
+        after = str(steps[-1]["records"] if steps else 0)
+        arguments = ["-m", "benchmarks.growth", "--side", side, "--address", address, "--folder", folder, "--after", after]
+        arguments += ["--local"] if local else []
         for line in told(arguments, python=peer_python if side == "MLflow" else sys.executable, **environment):
-            steps.append(line["step"])
-            yield {"answers": answers, "side": side, "steps": list(steps), "version": line["version"]}
+            steps = [*steps, line["step"]]
+            yield {"answers": answers, "side": side, "steps": steps, "version": line["version"]}
 
 
 def chart(found: list[dict[str, Any]]) -> Any:
@@ -175,6 +181,10 @@ def markdown(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _in_order(runs: Mapping[tuple[str, str], dict[str, Any]]) -> list[dict[str, Any]]:
+    return [runs[key] for key in sorted(runs, key=lambda key: (key[0], SIDES.index(key[1])))]
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -182,14 +192,16 @@ def main() -> None:
     parser.add_argument("--local", action="store_true", help="the real 1.5B model, fewer unseen items; takes hours")
     parser.add_argument("--only", choices=SIDES, action="append", help="measure these sides anew, and keep what was found of the others")
     parser.add_argument("--answers", choices=ANSWERS, action="append", help="this scripted model only, and keep what was found of the other")
+    parser.add_argument("--resume", action="store_true", help="keep the steps that were measured; their records are learned again, then it goes on")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--address", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--after", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         peer = options.side == "MLflow"
         work = mlflow if peer else partial(ours, options.side)
-        for step in work(options.address, options.folder, local=options.local):
+        for step in work(options.address, options.folder, local=options.local, after=options.after):
             print(json.dumps({"step": step, "version": sys.modules["mlflow"].__version__ if peer else ""}), flush=True)
         return
     answers = (LOCAL,) if options.local else options.answers or ANSWERS
@@ -198,11 +210,14 @@ def main() -> None:
     runs = {(run["answers"], run["side"]): run for run in (json.loads(path.read_text())["runs"] if path.exists() else [])}
     for each in answers:
         for side in sides:
-            for run in measured(each, side, options.peer_python, local=options.local):
+            known = runs[each, side]["steps"] if options.resume and (each, side) in runs else []
+            if known and known[-1]["records"] == STEPS[-1]:
+                continue
+            for run in measured(each, side, options.peer_python, known, local=options.local):
                 print(f"{each}, {side}: {run['steps'][-1]}", file=sys.stderr, flush=True)
                 runs[each, side] = run
-                found = [runs[key] for key in sorted(runs, key=lambda key: (key[0], SIDES.index(key[1])))]
-                path.write_text(json.dumps({"machine": facts(), "runs": found}, indent=1) + "\n")
+                path.write_text(json.dumps({"machine": facts(), "runs": _in_order(runs)}, indent=1) + "\n")
+    found = _in_order(runs)
     print(markdown(found))
     if not options.local:
         from memalign.plots import save_png
