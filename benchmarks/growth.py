@@ -106,7 +106,6 @@ def _trace(record: Feedback) -> Any:
     with mlflow.start_span("reply") as span:
         span.set_inputs(record.inputs)
         span.set_outputs(record.outputs)
-    mlflow.flush_trace_async_logging()
     source = AssessmentSource(source_type=AssessmentSourceType.HUMAN, source_id=record.annotator)
     mlflow.log_feedback(trace_id=span.trace_id, name="growth", value=record.value, rationale=record.rationale or None, source=source)
     return mlflow.get_trace(span.trace_id)

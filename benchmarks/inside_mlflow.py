@@ -200,8 +200,7 @@ def _connect(folder: Path) -> None:
 
 
 def _fresh(python: str, address: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    # Evaluating 500 rows, either side waited for ever for one of the 15 connections that MLflow opens by default.
-    environment = beside_mlflow(address, folder) | {"MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false"}
+    environment = beside_mlflow(address, folder)
     options = ["-m", "benchmarks.inside_mlflow", "--address", address, "--folder", str(folder), *arguments]
     return fresh(options, python=python, timeout_seconds=2400.0, **environment)
 

@@ -81,6 +81,7 @@ def beside_mlflow(address: str, folder: Path) -> dict[str, str]:
         "OPENAI_API_BASE": f"{address}/v1",
         "OPENAI_API_KEY": "dummy",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false",
         "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "64",  # of the default 15 connections its threads may wait for one for ever
         "MLFLOW_MODEL_CATALOG_URI": "",
         "DO_NOT_TRACK": "true",
