@@ -157,24 +157,19 @@ def test_what_an_expert_pinned_wins(make_judge: MakeJudge) -> None:
     assert texts(judge, "superseded") == [heed("no date is named")]
 
 
-def test_situations_that_do_not_meet_split_a_conflict(make_judge: MakeJudge) -> None:
+@pytest.mark.parametrize(
+    ("situation", "stored"),
+    [("couriers deliver", "couriers deliver"), ("couriers deliver \ud83d", "couriers deliver ?")],
+    ids=["text", "half a pair"],
+)
+def test_situations_that_do_not_meet_split_a_conflict(make_judge: MakeJudge, situation: str, stored: str) -> None:
     judge = taught(
         make_judge,
         later("no date is named for post"),
         first=record(1, "a date is named for couriers"),
-        conflicts=[(1, 2, "couriers deliver", "the post delivers")],
+        conflicts=[(1, 2, situation, "the post delivers")],
     )
-    assert texts(judge) == ["When couriers deliver, heed a date is named for couriers.", "When the post delivers, heed no date is named for post."]
-
-
-def test_half_a_surrogate_pair_in_a_situation_does_not_stop_the_alignment(make_judge: MakeJudge) -> None:
-    judge = taught(
-        make_judge,
-        later("no date is named for post"),
-        first=record(1, "a date is named for couriers"),
-        conflicts=[(1, 2, "couriers deliver \ud83d", "the post delivers")],
-    )
-    assert texts(judge)[0] == "When couriers deliver ?, heed a date is named for couriers."
+    assert texts(judge) == [f"When {stored}, heed a date is named for couriers.", "When the post delivers, heed no date is named for post."]
 
 
 def test_situations_that_the_texts_do_not_name_split_nothing(make_judge: MakeJudge) -> None:

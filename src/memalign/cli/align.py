@@ -41,7 +41,7 @@ def align(
     candidate that the judge does not read. Bad rows are reported and left out.
     With --coach on a terminal, Ctrl-C stores what was decided until then; align without a FILE learns it, the same command goes on.
 
-    Exit code 1: rows were left out, or some records could not be learned, or purged for good, yet.
+    Exit code 1: rows were left out, some records could not be learned yet, or expired ones not purged for good.
     """
     from memalign.cli.coaching import coached, line
     from memalign.cli.opening import opened

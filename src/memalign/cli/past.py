@@ -51,7 +51,7 @@ def rollback(
 
 
 def explain(
-    verdict: Annotated[str, typer.Argument(metavar="ID", help="Of a verdict: its `id` in the JSON that `memalign judge` gave.")],
+    verdict: Annotated[str, typer.Argument(metavar="ID", help="Of a verdict: the `id` that `memalign judge` gave.")],
     db: Database,
     judge: JudgeName = "",
     json: AsJson = False,
