@@ -19,6 +19,7 @@ from memalign.alignment import forget
 from memalign.cli import app
 from memalign.embedders.scripted import HashEmbedder
 from memalign.errors import ConfigurationError, ModelUnavailable, NotFound, StoreBusy
+from memalign.memory import episodic
 from memalign.memory.revisions import Decision, commit
 from memalign.memory.selection import Selection
 from memalign.memory.traces import carries, distinctive, passages
@@ -187,6 +188,19 @@ def test_a_purge_does_what_its_preview_said(make_judge: MakeJudge) -> None:
 
 
 # Overwriting
+
+
+def test_a_waiting_correction_by_someone_else_stays(make_judge: MakeJudge) -> None:
+    judge = make_judge()
+    judge.align([record(1, "apologise", id="r1", annotator="ann"), record(2, "be brief", id="r2", annotator="ben")])
+    with judge.memory.store.writing(judge.memory.judge_id) as connection:
+        episodic.record(connection, judge.memory.judge_id, record(1, "greet first", id="r1", annotator="ben"))
+    report = judge.unalign(annotator="ann")
+    assert (report.records, report.unconsumed, [episode.feedback.id for episode in judge.memory.episodes()]) == (("r1",), 1, ["r2"])
+    judge.align()
+    assert [episode.feedback.annotator for episode in judge.memory.episodes()] == ["ben", "ben"]
+    assert judge.unalign("r1").unconsumed == 0
+    assert [episode.feedback.id for episode in judge.memory.episodes()] == ["r2"]
 
 
 def test_a_record_that_waits_can_be_overwritten(make_judge: MakeJudge) -> None:

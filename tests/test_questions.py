@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from conftest import MakeJudge, distilled, expert, record, shown_cases
 from memalign import ConfigurationError, Judge, NotFound, Scale
 from memalign.cli import app
-from memalign.memory import questions, revisions, semantic
+from memalign.memory import episodic, questions, revisions, semantic
 from memalign.models import ChatRequest
 from memalign.models.scripted import ScriptedChatModel
 
@@ -154,6 +154,25 @@ def test_a_contested_item_is_a_question_until_the_experts_agree(make_judge: Make
         judge.memory.answer(question.id)
     judge.align([record(1, value=5, annotator="ann")])
     assert judge.memory.questions() == []
+
+
+@pytest.mark.parametrize("weight", [0, 0.5])
+def test_who_carries_no_weight_contests_nothing(make_judge: MakeJudge, weight: float) -> None:
+    judge = make_judge(weights={"temp": weight})
+    report = judge.align([record(1, value=True, annotator="ann"), record(1, value=False, annotator="temp")])
+    assert (bool(report.contested), bool(judge.memory.questions())) == (weight > 0, weight > 0)
+    assert len(judge.panel().contested) == 1, "how far they agree is measured whatever they weigh"
+
+
+def test_a_waiting_correction_weighs_nothing_yet(make_judge: MakeJudge) -> None:
+    judge = make_judge(ScriptedChatModel(contradicted), weights={"boss": 5})
+    judge.align([record(1, "apologise", id="r1")])
+    judge.align([record(number, "never apologise", value=True) for number in (3, 4)])
+    assert len(judge.memory.questions()) == 1
+    with judge.memory.store.writing(judge.memory.judge_id) as connection:
+        episodic.record(connection, judge.memory.judge_id, record(1, "do apologise", id="r1", annotator="boss"))
+    judge.unalign(record(4, value=True).id)
+    assert len(judge.memory.questions()) == 1, "one case on either side"
 
 
 @pytest.mark.parametrize("annotator", ["", "ann"])

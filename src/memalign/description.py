@@ -63,7 +63,7 @@ class Description:
         nothing else); ``both_orders``: pairwise, whether each pair is judged in both orders, at twice the calls (yes; in process no);
         ``expected_score``: whether a score is the one nearest to the mean under its probabilities, not the likeliest (no); ``retention``: limits
         beyond which records are purged; ``weights``: how much an annotator counts in votes of the cases and in majorities (1 each; 0 is not heard
-        there). Raises ConfigurationError.
+        there and contests nothing). Raises ConfigurationError.
         """
         _check_asked(name, instructions, scale, temperature)
         check_shown(0 if k is None else k, floor, exemplars)

@@ -77,7 +77,7 @@ def commit(
             named = [stored.feedback.id for stored in admitted]
             revisions.commit(connection, judge_id, revision, verb="align", actor=actor, counts=counts, ids=named)
         log_calls(connection, judge_id, meter.calls)
-        contested = tuple(episodic.contested(connection, judge_id, revision, memory.scale))
+        contested = tuple(episodic.contested(connection, judge_id, revision, memory.scale, memory.weights))
         return _report(connection, judge_id, revision, outcome, distilled, seen, contested, meter)
 
 

@@ -58,7 +58,7 @@ def unalign(memory: Memory, selection: Selection, *, actor: str) -> Withdrawal:
         ids = list(dict.fromkeys(stored.feedback.id for stored in records))
         revision, retired, resting = revisions.current(connection, judge_id), list[str](), list[Guideline]()
         held = [stored for stored in records if stored.since is not None]
-        episodic.drop_waiting(connection, judge_id, ids)
+        episodic.drop_waiting(connection, judge_id, records)
         if held:
             resting = semantic.resting_on(connection, judge_id, revision, [stored.row for stored in held])
             revision += 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from memalign.alignment.budget import Limits, over_budget
 from memalign.memory.episodic import Stored
-from memalign.memory.semantic import normalised
+from memalign.memory.semantic import normalised, outvoted
 from memalign.memory.trials import Tried
 from memalign.records import Guideline, GuidelineState
 
@@ -129,7 +129,8 @@ def after(
     found = replace(found, text=proposal.text or old.text, scope=proposal.scope or old.scope, state=state)
     if (proposal.text and proposal.guideline_id is not None) or proposal.against <= proposal.overcome:
         return found
-    return _outvoted(found, weights, {ids[row] for row in proposal.overcome if row in ids})
+    lost = state == "active" and outvoted(found, weights, overcome={ids[row] for row in proposal.overcome if row in ids})
+    return replace(found, state="quarantined") if lost else found
 
 
 def revised_by(old: Guideline, revised: Revised, ids: Mapping[int, str]) -> Guideline:
@@ -149,10 +150,3 @@ def _with(old: Guideline, supporting: set[str], against: set[str]) -> Guideline:
     supported = dict.fromkeys([*(key for key in old.evidence_for if key not in against), *sorted(supporting - set(old.evidence_for))])
     opposed = dict.fromkeys([*(key for key in old.evidence_against if key not in supporting), *sorted(against - set(old.evidence_against))])
     return replace(old, evidence_for=tuple(supported), evidence_against=tuple(key for key in opposed if key not in supported))
-
-
-def _outvoted(guideline: Guideline, weights: Mapping[str, float], overcome: Collection[str]) -> Guideline:
-    """Quarantined if those against it weigh as much as those for it; ``overcome``: ids of those that do not count."""
-    supporting = sum(weights.get(key, 1.0) for key in guideline.evidence_for)
-    against = sum(weights.get(key, 1.0) for key in guideline.evidence_against if key not in overcome)
-    return replace(guideline, state="quarantined") if 0 < against >= supporting and guideline.state == "active" else guideline

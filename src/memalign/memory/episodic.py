@@ -171,14 +171,12 @@ def note_judged(connection: Connection, judge_id: int, records: Sequence[Stored]
         connection.execute(update(_TABLE).where(unknown).values(judged=canonical(stored.judged)))
 
 
-def drop_waiting(connection: Connection, judge_id: int, ids: Sequence[str]) -> set[str]:
-    """Delete versions that were recorded but never committed; gives their ids."""
-    gone: set[str] = set()
-    for start in range(0, len(ids), _CHUNK):
-        condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.id.in_(ids[start : start + _CHUNK]) & _TABLE.c.since.is_(None)
-        drafts.discard(connection, judge_id, connection.execute(select(_TABLE.c.row).where(condition)).scalars())
-        gone |= set(connection.execute(_TABLE.delete().where(condition).returning(_TABLE.c.id)).scalars())
-    return gone
+def drop_waiting(connection: Connection, judge_id: int, records: Sequence[Stored]) -> None:
+    """Delete those versions that were recorded but never committed."""
+    rows = [stored.row for stored in records if stored.since is None]
+    drafts.discard(connection, judge_id, rows)
+    for start in range(0, len(rows), _CHUNK):
+        connection.execute(_TABLE.delete().where(_TABLE.c.row.in_(rows[start : start + _CHUNK])))
 
 
 def existing(connection: Connection, judge_id: int, records: Sequence[Stored]) -> dict[int, Row[Any]]:
@@ -222,11 +220,16 @@ def newest(connection: Connection, judge_id: int, ids: Sequence[str]) -> list[St
     return [_stored(row) for row in found.values()]
 
 
-def weighed(connection: Connection, judge_id: int, weights: Mapping[str, float]) -> dict[str, float]:
-    """Id -> weight, of the records that hold or wait of the annotators in ``weights``."""
-    condition = (_TABLE.c.judge_id == judge_id) & _TABLE.c.until.is_(None) & _TABLE.c.annotator.in_(list(weights))
-    found = connection.execute(select(_TABLE.c.id, _TABLE.c.annotator).where(condition).order_by(_TABLE.c.row)) if weights else ()
-    return {row.id: float(weights[row.annotator]) for row in found}
+def weighed(connection: Connection, judge_id: int, weights: Mapping[str, float], revision: int | None = None) -> dict[str, float]:
+    """Id -> weight, of the records of the annotators in ``weights`` that hold in a revision; without one, of the newest that hold or wait."""
+    if not weights:
+        return {}
+    holds = _TABLE.c.until.is_(None) if revision is None else holds_at(_TABLE, revision)
+    ids = select(_TABLE.c.id).where(_TABLE.c.judge_id == judge_id, holds, _TABLE.c.annotator.in_(list(weights)))
+    found = connection.execute(
+        select(_TABLE.c.id, _TABLE.c.annotator).where(_TABLE.c.judge_id == judge_id, holds, _TABLE.c.id.in_(ids)).order_by(_TABLE.c.row)
+    )
+    return {row.id: float(weights.get(row.annotator, 1.0)) for row in found}
 
 
 def restated(connection: Connection, judge_id: int, records: Iterable[Stored]) -> set[int]:
@@ -241,9 +244,10 @@ def restated(connection: Connection, judge_id: int, records: Iterable[Stored]) -
     return {stored.row for stored, oldest in pairs if oldest.row != stored.row and said(oldest).says_the_same_as(stored.feedback)}
 
 
-def contested(connection: Connection, judge_id: int, revision: int, scale: Scale) -> list[str]:
-    """Items on which the experts' verdicts differ, by more than is near on the scale."""
-    condition = (_TABLE.c.judge_id == judge_id) & holds_at(_TABLE, revision)
+def contested(connection: Connection, judge_id: int, revision: int, scale: Scale, weights: Mapping[str, float]) -> list[str]:
+    """Items on which the verdicts of experts who carry any weight differ, by more than is near on the scale; ``weights``: annotator -> weight."""
+    unheard = [annotator for annotator, weight in weights.items() if not weight]
+    condition = (_TABLE.c.judge_id == judge_id) & holds_at(_TABLE, revision) & _TABLE.c.annotator.not_in(unheard)
     grouped = select(_TABLE.c.item_id).where(condition).group_by(_TABLE.c.item_id).having(func.count(_TABLE.c.value.distinct()) > 1)
     given: dict[str, list[Any]] = {}
     for row in connection.execute(select(_TABLE.c.item_id, _TABLE.c.value).where(condition, _TABLE.c.item_id.in_(grouped)).distinct()):

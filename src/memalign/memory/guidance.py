@@ -72,7 +72,7 @@ class Guidance(Lookup):
             open_ = questions.at(connection, self.judge_id, revision)
             guidelines = {guideline.id: guideline for guideline in semantic.at(connection, self.judge_id, revision)} if open_ else {}
             held = {stored.feedback.id: episodic.episode(stored) for stored in episodic.live(connection, self.judge_id, revision)} if open_ else {}
-            contested = episodic.contested(connection, self.judge_id, revision, self.scale)
+            contested = episodic.contested(connection, self.judge_id, revision, self.scale, self.weights)
             disputed = episodic.of_items(connection, self.judge_id, revision, contested)
         found = []
         for row in open_:

@@ -76,6 +76,12 @@ def judge_settings(store: Store, name: str) -> dict[str, Any]:
     return _read(name, stored)
 
 
+def settings_of(connection: Connection, judge_id: int) -> dict[str, Any]:
+    """The stored settings of a judge that is there."""
+    row = connection.execute(select(_TABLE.c.name, _TABLE.c.settings).where(_TABLE.c.id == judge_id)).one()
+    return _read(row.name, row.settings)
+
+
 def _read(name: str, stored: str) -> dict[str, Any]:
     settings = parsed(stored)
     if not isinstance(settings, dict) or "scale" not in settings:

@@ -11,14 +11,13 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, insert, select
 
 from memalign.errors import ConfigurationError
-from memalign.memory import archive, episodic, purging, questions, revisions, semantic
+from memalign.memory import archive, episodic, identity, purging, questions, revisions, semantic
 from memalign.memory.archive import Line
 from memalign.memory.restore import put_vectors
 from memalign.memory.traces import carries, distinctive
 from memalign.records import GuidelineState
 from memalign.rendering import value_text
 from memalign.stores import schema
-from memalign.stores.types import parsed
 
 _TABLE = schema.feedback
 _PAGE = 500
@@ -256,9 +255,9 @@ class Merge:
 
     def _of_purged(self, guidelines: list[dict[str, Any]]) -> set[str]:
         """Ids of the guidelines that were made with a purged record in sight, or carry words that only purged records of the file brought."""
-        settings = self._connection.execute(select(schema.judge.c.settings).where(schema.judge.c.id == self._judge_id)).scalar_one()
         told = {held["id"]: f"{held['text']}\n{held['scope']}" for held in guidelines}
-        kept = chain((parsed(settings)["instructions"],), purging.texts_kept(self._connection, self._judge_id, set()))
+        instructions = identity.settings_of(self._connection, self._judge_id)["instructions"]
+        kept = chain((instructions,), purging.texts_kept(self._connection, self._judge_id, set()))
         grams = distinctive(self._unsaid, kept, within=told.values())
         return {
             held["id"]

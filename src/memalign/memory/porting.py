@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, insert, select
 
 from memalign.errors import BadRecord, ConfigurationError, MemalignError, StoreError
-from memalign.memory import archive, purging, restore, revisions, tombstones
+from memalign.memory import archive, identity, purging, restore, revisions, tombstones
 from memalign.memory.archive import Line
 from memalign.memory.merge import Conflict, Merge, Policy
 from memalign.memory.scrubbing import scrub
@@ -269,8 +269,7 @@ def _replayed(connection: Connection, judge_id: int, stones: list[dict[str, Any]
     gone = tombstones.buried(connection, judge_id, ids)
     if not gone:
         return 0
-    settings = parsed(connection.execute(select(schema.judge.c.settings).where(schema.judge.c.id == judge_id)).scalar_one())
     records = select_records(connection, judge_id, Selection.of(sorted(gone)), versions="every")
-    found = purging.closure(connection, judge_id, records, instructions=settings["instructions"])
+    found = purging.closure(connection, judge_id, records, instructions=identity.settings_of(connection, judge_id)["instructions"])
     purging.purge(connection, judge_id, newest + 1, found, actor=actor)
     return len(found.ids)

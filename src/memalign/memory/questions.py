@@ -6,10 +6,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
-from memalign.memory import semantic
+from memalign.memory import episodic, identity, semantic
 from memalign.memory.revisions import holds_at
 from memalign.stores import schema
-from memalign.stores.types import parsed
 
 _TABLE = schema.question
 
@@ -38,11 +37,14 @@ def settle(connection: Connection, judge_id: int, revision: int) -> None:
     when this one is gone, unless another question about it is still open. One that its own cases no longer outvote is active again as well.
     """
     open_ = at(connection, judge_id, revision)
-    states = {guideline.id: guideline.state for guideline in semantic.at(connection, judge_id, revision)} if open_ else {}
+    guidelines = {guideline.id: guideline for guideline in semantic.at(connection, judge_id, revision)} if open_ else {}
+    states = {key: guideline.state for key, guideline in guidelines.items()}
+    annotators = identity.settings_of(connection, judge_id).get("weights") or {} if open_ else {}
+    weights = episodic.weighed(connection, judge_id, annotators, revision)
 
     def answered(row: Row[Any]) -> bool:
         left = any(states.get(key, "retired") != "quarantined" for key in (row.first, row.second) if key)
-        return left or (row.second is None and not _outvoted(connection, judge_id, row.first))
+        return left or (row.second is None and not semantic.outvoted(guidelines[row.first], weights))
 
     while closing := [row for row in open_ if answered(row)]:  # each change of state may answer further questions
         open_ = [row for row in open_ if row not in closing]
@@ -57,14 +59,3 @@ def settle(connection: Connection, judge_id: int, revision: int) -> None:
             if "active" in others or key not in still:
                 states[key] = "superseded" if "active" in others else "active"
                 semantic.change(connection, judge_id, revision, key, state=states[key])
-
-
-def _outvoted(connection: Connection, judge_id: int, guideline_id: str) -> bool:
-    """Whether the cases against a guideline weigh at least as much as those for it, each as much as its annotator."""
-    link, record, held = schema.evidence, schema.feedback, semantic.live(connection, judge_id, guideline_id)
-    settings = parsed(connection.execute(select(schema.judge.c.settings).where(schema.judge.c.id == judge_id)).scalar_one())
-    weights = settings.get("weights") or {}
-    query = select(link.c.sign, record.c.annotator).join(record, record.c.row == link.c.feedback_row)
-    cited = connection.execute(query.where(link.c.guideline_row == held.row)).all()
-    supporting, against = (sum(weights.get(row.annotator, 1.0) for row in cited if row.sign == sign) for sign in (1, -1))
-    return bool(against >= supporting and against > 0)

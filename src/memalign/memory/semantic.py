@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -44,6 +44,16 @@ def add(
     new = {"text": text, "scope": scope, "state": state, "pinned": pinned, "utility": None}
     _insert(connection, judge_id, revision, (guideline_id, 1), new, signs, {*taint, *signs})
     return guideline_id
+
+
+def outvoted(guideline: Guideline, weights: Mapping[str, float], *, overcome: Collection[str] = ()) -> bool:
+    """Whether the cases against a guideline weigh at least as much as those for it.
+
+    ``weights``: feedback id -> how much its annotator counts, 1 if none is given; ``overcome``: ids of cases against it that do not count.
+    """
+    supporting = sum(weights.get(key, 1.0) for key in guideline.evidence_for)
+    against = sum(weights.get(key, 1.0) for key in guideline.evidence_against if key not in overcome)
+    return 0 < against >= supporting
 
 
 def change(
