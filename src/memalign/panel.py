@@ -89,7 +89,10 @@ def panel(scale: Scale, records: Iterable[Feedback], *, seed: int = 0) -> Panel:
         said[record.item.id][record.annotator] = record
     shared = [records for records in said.values() if len(records) > 1]
     counts = Counter(annotator for records in shared for annotator in records)
-    pairs = [found for names in combinations(sorted(counts), 2) if (found := _pair(scale, names, shared, seed)) is not None]
+    both: defaultdict[tuple[str, str], list[tuple[Any, Any]]] = defaultdict(list)
+    for given in shared:
+        for one, other in combinations(sorted(given), 2):
+            both[one, other].append((given[one].value, given[other].value))
     positions = {label: place for place, label in enumerate(scale.labels)}
     contested = [list(records.values()) for records in shared if not scale.near(record.value for record in records.values())]
     contested.sort(key=lambda records: -_spread(scale, positions, records))
@@ -97,15 +100,12 @@ def panel(scale: Scale, records: Iterable[Feedback], *, seed: int = 0) -> Panel:
         records=dict(counts.most_common()),
         shared=len(shared),
         alpha=_alpha(scale, shared, seed),
-        pairs=tuple(pairs),
+        pairs=tuple(_pair(scale, names, both[names], seed) for names in sorted(both)),
         contested=tuple(tuple(records) for records in contested),
     )
 
 
-def _pair(scale: Scale, names: tuple[str, str], shared: Sequence[Mapping[str, Feedback]], seed: int) -> Pair | None:
-    both = [(records[names[0]].value, records[names[1]].value) for records in shared if names[0] in records and names[1] in records]
-    if not both:
-        return None
+def _pair(scale: Scale, names: tuple[str, str], both: Sequence[tuple[Any, Any]], seed: int) -> Pair:
     measured = measure(scale, both, resamples=_RESAMPLES, seed=seed)
     assert measured.accuracy is not None
     return Pair(annotators=names, n=len(both), accuracy=measured.accuracy, kappa=measured.kappa)
